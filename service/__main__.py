@@ -1,0 +1,100 @@
+"""The `reward-serve` command. Only translates arguments; the work is in the modules it calls."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from service.config import ServiceConfig
+from service.errors import RewardError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(soft_wrap=True)
+
+BundlePath = Annotated[Path, typer.Argument(help="A bundle directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _default(name: str) -> Any:
+    return ServiceConfig.model_fields[name].default
+
+
+@app.command()
+def verify(bundle: BundlePath, variant: str = _default("variant"), as_json: Json = False) -> None:
+    """Check every digest and replay the golden scores."""
+    from service.scorer import Scorer
+
+    started = time.perf_counter()
+    scorer = Scorer.open(ServiceConfig(bundle=bundle, variant=variant))
+    distance, seconds = scorer.verify(), time.perf_counter() - started
+    manifest = scorer.bundle.manifest
+    scorer.close()
+    if as_json:
+        print(json.dumps({"id": manifest.id, "variant": variant, "max_distance": distance}))
+        return
+    console.print(
+        f"{manifest.name} {manifest.id}\n{len(manifest.files)} files have their digests; "
+        f"{len(scorer.bundle.golden())} golden scores reproduced within {distance:.2g} "
+        f"(tolerance {scorer.variant.tolerance}) by {scorer.engine.fingerprint} in {seconds:.1f} s"
+    )
+
+
+@app.command()
+def run(
+    bundle: BundlePath,
+    host: str = _default("host"),
+    port: int = _default("port"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = _default("device"),
+    variant: str = _default("variant"),
+    threads: Annotated[int, typer.Option(help="0: all this process may use")] = _default("threads"),
+    ingress: Annotated[str, typer.Option(help="auto, haproxy or python")] = _default("ingress"),
+    replicas: int = _default("replicas"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, any field of ServiceConfig")
+    ] = None,
+) -> None:
+    """Serve a bundle over HTTP until SIGTERM, then drain."""
+    from service import app as serving
+    from service.bundle import load
+    from service.engine import resolve_device
+
+    config = _config(
+        bundle=bundle.resolve(),
+        host=host,
+        port=port,
+        device=device,
+        variant=variant,
+        threads=threads,
+        ingress=ingress,
+        replicas=replicas,
+        **dict(setting.partition("=")[::2] for setting in settings or []),
+    )
+    # what can be refused before Ray starts is refused in a second, not in ten
+    resolve_device(config.device, load(config.bundle).manifest.variant(variant).devices)
+    serving.run(config, announce=lambda line: print(line, flush=True))
+
+
+def _config(**values: Any) -> ServiceConfig:
+    from pydantic import ValidationError
+
+    try:
+        return ServiceConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RewardError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def main() -> None:
+    try:
+        app()
+    except RewardError as error:
+        print(f"reward-serve: {error.message}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

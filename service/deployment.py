@@ -1,0 +1,47 @@
+"""The Ray Serve replica: edge and scorer in one process. Knows Ray; leaves all else to others."""
+
+import asyncio
+import gc
+import logging
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from service.config import ServiceConfig
+from service.errors import RewardError
+from service.http_api import build_http
+from service.scorer import Scorer
+
+log = logging.getLogger("reward.deployment")
+
+
+@serve.deployment(name="reward")
+@serve.ingress()
+class RewardReplica:
+    """Ready only when the bundle was verified and its golden scores were reproduced.
+
+    A constructor that raises is a replica that never serves; Serve reports the message.
+    """
+
+    def __init__(self, config: dict[str, object]) -> None:
+        self._config = ServiceConfig.model_validate(config)
+        self._scorer = Scorer.open(self._config)
+        gc.freeze()  # what start-up made is never garbage: keeps full collections short
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_http(self._scorer, self._config)
+
+    async def drain(self) -> None:
+        """Refuse new requests with 503, return when every accepted one is answered."""
+        await self._scorer.drain()
+
+    async def check_health(self) -> None:
+        """Called by Serve. An event loop or an engine thread that is stuck does not answer."""
+        await asyncio.sleep(0)
+
+    def __del__(self) -> None:
+        if scorer := getattr(self, "_scorer", None):
+            scorer.close()
+
+
+__all__ = ["RewardError", "RewardReplica"]

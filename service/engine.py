@@ -1,0 +1,146 @@
+"""Token ids -> rewards. Knows arrays; knows nothing of text."""
+
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from service.bundle import Bundle
+from service.errors import BundleError, DeviceUnavailable
+from service.planner import MIN_TOKENS
+
+
+class Engine(Protocol):
+    """Computes the reward of each row. Called from one thread at a time."""
+
+    fingerprint: str
+    "runtime, version and device: with the bundle id, what decides the bits"
+
+    def run(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """B rows of token ids, each of its own length -> (B,) float32 rewards."""
+        ...
+
+
+class OnnxEngine:
+    """A causal graph on ONNX Runtime.
+
+    Rows are padded on the right and there is no padding mask: attention is causal, so a real token
+    never sees one that pads. Every run has at least MIN_TOKENS columns, so all of them take the
+    same matrix kernels and a row's bits do not depend on its neighbours (CPU, fp32).
+    """
+
+    def __init__(self, bundle: Bundle, variant: str, device: str, threads: int = 0) -> None:
+        import onnxruntime as ort
+
+        chosen = bundle.manifest.variant(variant)
+        sizes = bundle.manifest.architecture
+        if sizes.kind != "causal":
+            raise BundleError(f"this build serves causal models, the bundle is {sizes.kind}")
+        self.device = resolve_device(device, chosen.devices)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or usable_cpus()
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        if self.device == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if self.device == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+        self._session = ort.InferenceSession(
+            os.fspath(bundle.file(chosen.graph)), options, providers=providers
+        )
+        if self.device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise DeviceUnavailable(
+                "device cuda was asked for, but ONNX Runtime could not start its CUDA provider; "
+                'install the "gpu" extra and a CUDA 13 driver, or use --device cpu'
+            )
+        names = {entry.name for entry in self._session.get_inputs()}
+        self._takes_positions = "position_ids" in names
+        empty = np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), np.float32)
+        self._past = {name: empty for name in names if name.startswith("past_")}
+        self.fingerprint = (
+            f"onnxruntime-{ort.__version__} {self.device} {instruction_set()} "
+            f"threads={options.intra_op_num_threads}"
+        )
+
+    def run(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        lengths = np.array([len(row) for row in rows])  # (B,)
+        longest = max(MIN_TOKENS, int(lengths.max()))
+        ids = np.zeros((len(rows), longest), np.int64)  # (B, T)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        feeds = {"input_ids": ids, "last_index": lengths - 1}
+        if self._takes_positions:
+            feeds["position_ids"] = np.tile(np.arange(longest), (len(rows), 1))
+        for name, empty in self._past.items():
+            feeds[name] = np.broadcast_to(empty, (len(rows), *empty.shape[1:]))
+        (rewards,) = self._session.run(["reward"], feeds)
+        return np.asarray(rewards, np.float32)  # (B,)
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use: its affinity, and the cgroup's quota where there is one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cpus, math.ceil(quota) if quota else cpus))
+
+
+def _cgroup_quota() -> float | None:
+    for file in ("cpu.max", "cpu/cpu.cfs_quota_us"):
+        path = Path("/sys/fs/cgroup") / file
+        if not path.is_file():
+            continue
+        quota, *period = path.read_text().split()
+        if quota in ("max", "-1"):
+            return None
+        if not period:
+            period = [(path.parent / "cpu.cfs_period_us").read_text()]
+        return float(quota) / float(period[0])
+    return None
+
+
+def instruction_set() -> str:
+    """The widest vector instructions of this CPU; they decide the kernels and so the bits."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.is_file() else set()
+    known = ("amx_tile", "avx512_vnni", "avx512f", "avx2", "sve", "asimd")
+    return next((flag for flag in known if flag in flags), platform.machine())
+
+
+def resolve_device(device: str, supported: Sequence[str]) -> str:
+    """ "cpu" or "cuda" for a request of auto, cpu or cuda. Raises DeviceUnavailable."""
+    import onnxruntime as ort
+
+    _refuse_two_runtimes()
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise DeviceUnavailable(
+            "device cuda was asked for, but this onnxruntime has no CUDA provider; "
+            'install the "gpu" extra instead of "cpu", or use --device cpu'
+        )
+    if device == "auto":
+        device = "cuda" if has_cuda and Path("/dev/nvidiactl").exists() else "cpu"
+    if device not in supported:
+        raise DeviceUnavailable(f"device {device}: this variant supports {', '.join(supported)}")
+    return device
+
+
+def _refuse_two_runtimes() -> None:
+    """onnxruntime and onnxruntime-gpu install the same files: the later one wins, silently."""
+    installed = {
+        distribution.name.lower()
+        for distribution in importlib.metadata.distributions()
+        if distribution.name
+    }
+    both = {"onnxruntime", "onnxruntime-gpu"}
+    if both <= installed:
+        raise DeviceUnavailable(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "pip uninstall both, then install one of the extras cpu and gpu"
+        )

@@ -1,0 +1,299 @@
+"""`POST /score` and friends <-> scorer types. Only translates; knows nothing of Ray."""
+
+import logging
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+from fastapi import FastAPI, Request, Response
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import to_json
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.config import ServiceConfig
+from service.errors import InvalidRequest, Overloaded, RewardError, TooLarge
+from service.scorer import Pair, Scorer, Scores
+from service.text import Message
+
+log = logging.getLogger("reward.http")
+
+
+def _prompt_form(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "messages" if isinstance(value, list | tuple) else None
+
+
+PromptField = Annotated[
+    Annotated[str, Tag("text")] | Annotated[tuple[Message, ...], Tag("messages")],
+    Discriminator(
+        _prompt_form,
+        custom_error_type="prompt_form",
+        custom_error_message="neither a string nor a list of messages",
+    ),
+]
+
+
+class ScorePair(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: PromptField
+    "a string (one user turn, where the bundle has a chat template) or a list of messages"
+    response: str
+
+
+class ScoreRequest(BaseModel):
+    """Either `pairs`, or one `prompt` with a group of `responses`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pairs: list[ScorePair] | None = None
+    prompt: PromptField | None = None
+    responses: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        group = self.prompt is not None, self.responses is not None
+        if (self.pairs is None and not all(group)) or (self.pairs is not None and any(group)):
+            raise ValueError('give either "pairs", or "prompt" with "responses"')
+        return self
+
+    def as_pairs(self) -> list[Pair]:
+        if self.pairs is not None:
+            return [Pair(pair.prompt, pair.response) for pair in self.pairs]
+        assert self.prompt is not None and self.responses is not None
+        return [Pair(self.prompt, response) for response in self.responses]
+
+
+class ResultBody(BaseModel):
+    reward: float
+    raw_reward: float
+    tokens: int
+    truncated: bool
+    tokens_cut: int
+
+
+class BundleBody(BaseModel):
+    id: str
+    name: str
+    variant: str
+    normalized: bool
+
+
+class TimingBody(BaseModel):
+    tokenize_ms: float
+    queue_ms: float
+    engine_ms: float
+
+
+class ScoreResponse(BaseModel):
+    rewards: list[float]
+    "in the order of the request; float32 values, written so that reading them back is exact"
+    results: list[ResultBody]
+    bundle: BundleBody
+    engine: str
+    timing: TimingBody
+
+
+class ErrorBody(BaseModel):
+    code: str
+    message: str
+    field: Annotated[str | None, Field(examples=["pairs[3].response"])]
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorBody
+
+
+def build_http(scorer: Scorer, config: ServiceConfig) -> ASGIApp:
+    """The ASGI application of one replica, behind its limits on headers and bodies."""
+    api = FastAPI(
+        title="reward-service",
+        description="Normalised scalar rewards for (prompt, response) pairs.",
+        version=scorer.bundle.manifest.provenance.service_version,
+    )
+    manifest = Response(scorer.bundle.manifest.model_dump_json(), media_type="application/json")
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse, "description": text}
+        for status, text in {
+            400: "The request is not valid; nothing was queued.",
+            413: "More bytes or pairs than the limit.",
+            422: "Longer than the bundle's token limits.",
+            503: "The queue is full or the replica is leaving; see Retry-After.",
+        }.items()
+    }
+    body = {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ScoreRequest.model_json_schema()}},
+        }
+    }
+
+    @api.post(
+        "/score", response_model=ScoreResponse, responses=errors, openapi_extra=body, tags=["score"]
+    )
+    async def score(request: Request) -> Response:
+        """Score pairs. Each gets one reward; identical requests get identical bits."""
+        pairs = parse_pairs(await request.body(), config.max_pairs)
+        return Response(_render(scorer, await scorer.score(pairs)), media_type="application/json")
+
+    @api.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "alive"}
+
+    @api.get("/readyz", tags=["health"])
+    async def readyz(response: Response) -> dict[str, str]:
+        """The golden scores were reproduced, and new requests are taken."""
+        if scorer.scheduler.draining:
+            response.status_code = 503
+            return {"status": "draining"}
+        return {
+            "status": "ready",
+            "bundle": scorer.bundle.manifest.id,
+            "engine": scorer.engine.fingerprint,
+        }
+
+    @api.get("/bundle", tags=["bundle"])
+    async def bundle() -> Response:
+        """The manifest of the bundle that serves."""
+        return manifest
+
+    @api.exception_handler(RewardError)
+    async def refuse(request: Request, error: RewardError) -> Response:
+        return error_response(error)
+
+    @api.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        log.exception("unhandled error on %s", request.url.path)
+        return error_response(RewardError("internal error; see the service's log"))
+
+    return Limits(api, config.max_body_bytes, config.max_header_bytes)
+
+
+def parse_pairs(body: bytes, max_pairs: int) -> list[Pair]:
+    """A request body as pairs. Raises InvalidRequest or TooLarge, naming the field."""
+    try:
+        pairs = ScoreRequest.model_validate_json(body).as_pairs()
+    except ValidationError as error:
+        raise _invalid(error.errors(include_url=False, include_context=False)) from None
+    if not pairs:
+        raise InvalidRequest("pairs: there are none; send at least one", field="pairs")
+    if len(pairs) > max_pairs:
+        raise TooLarge(
+            f"pairs: {len(pairs)} in one request, the limit is {max_pairs}; split it", field="pairs"
+        )
+    for i, pair in enumerate(pairs):
+        if not pair.prompt:
+            raise InvalidRequest(
+                f"pairs[{i}].prompt: the conversation is empty", field=f"pairs[{i}].prompt"
+            )
+    return pairs
+
+
+def error_response(error: RewardError) -> Response:
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    return Response(
+        to_json({"error": error.as_dict()}),
+        status_code=error.http_status,
+        media_type="application/json",
+        headers=headers,
+    )
+
+
+def _render(scorer: Scorer, scores: Scores) -> bytes:
+    manifest = scorer.bundle.manifest
+    return to_json(
+        {
+            "rewards": [result.reward for result in scores.results],
+            "results": scores.results,
+            "bundle": {
+                "id": manifest.id,
+                "name": manifest.name,
+                "variant": scorer.variant.name,
+                "normalized": manifest.normalization is not None,
+            },
+            "engine": scorer.engine.fingerprint,
+            "timing": scores.timing,
+        }
+    )
+
+
+def _invalid(errors: Sequence[Any]) -> InvalidRequest:
+    """The first error of pydantic's list, with a field such as `pairs[3].prompt[0].role`."""
+    first = errors[0]
+    field = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif part not in ("text", "messages"):
+            field += f".{part}" if field else part
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{field or 'body'}: {message}", field=field or "body")
+
+
+class Limits:
+    """Refuses what is too large before it is read: Ray Serve and its proxies set no limit."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_header_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.max_header_bytes = max_header_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        try:
+            self._check_headers(scope["headers"], headers)
+            messages = await self._read(receive)
+        except RewardError as error:
+            await error_response(error)(scope, receive, send)
+            return
+
+        async def replay() -> Any:
+            return messages.pop(0) if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+    def _check_headers(
+        self, pairs: Sequence[tuple[bytes, bytes]], headers: dict[bytes, bytes]
+    ) -> None:
+        size = sum(len(name) + len(value) for name, value in pairs)
+        if size > self.max_header_bytes:
+            raise TooLarge(
+                f"headers: {size} bytes, the limit is {self.max_header_bytes}", field="headers"
+            )
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise InvalidRequest(
+                "content-encoding: compressed bodies are not accepted", field="content-encoding"
+            )
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.max_body_bytes:
+            raise self._too_large(int(length))
+
+    async def _read(self, receive: Receive) -> list[Any]:
+        """The body's messages; a chunked body is counted as it comes."""
+        messages, size = [], 0
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self.max_body_bytes:
+                raise self._too_large(size)
+            if not message.get("more_body"):
+                return messages
+
+    def _too_large(self, size: int) -> TooLarge:
+        return TooLarge(
+            f"body: {size} bytes, the limit is {self.max_body_bytes}; split the request",
+            field="body",
+        )

@@ -1,0 +1,192 @@
+"""The waiting line: admission, fairness, a work-conserving loop. Knows rows; knows nothing of text.
+
+A batch is formed when the engine becomes free, never on a timer. Requests take turns: each batch
+begins with the oldest row of the request whose turn it is, and is filled with rows of similar
+length from all of them, so that a request of thousands of rows cannot starve a single pair.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.engine import Engine
+from service.errors import Draining, EngineFailure, NonFiniteReward, Overloaded, RewardError
+from service.planner import Budget, plan
+
+log = logging.getLogger("reward.scheduler")
+
+Outcome = float | RewardError
+
+
+@dataclass(slots=True)
+class Scored:
+    """Rewards of a request, in its order, and where its time went."""
+
+    rewards: list[float]  # (N,)
+    queue_ms: float
+    engine_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    rows: Sequence[Sequence[int]]
+    done: asyncio.Future[None]
+    submitted: float
+    waiting: deque[int]
+    outcomes: list[Outcome | None]
+    missing: int
+    started: float = 0.0
+    engine_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    places: list[tuple[_Request, int]]
+    rows: list[Sequence[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = [request.rows[i] for request, i in self.places]
+
+
+class Scheduler:
+    """One engine, one worker thread, one event loop."""
+
+    def __init__(self, engine: Engine, budget: Budget, max_queued_tokens: int) -> None:
+        self._engine = engine
+        self._budget = budget
+        self._max_queued_tokens = max_queued_tokens
+        self._queued_tokens = 0
+        self._turns: deque[_Request] = deque()
+        self._draining = False
+        self._loop_task: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def score(self, rows: Sequence[Sequence[int]]) -> Scored:
+        """Rewards of all rows. Raises Overloaded or Draining before anything is queued.
+
+        A row that makes the engine fail raises EngineFailure with `row` set to its index; other
+        requests in its batch are not touched. Cancelling drops the rows that have not run.
+        """
+        if not rows:
+            return Scored([], 0.0, 0.0)
+        request = self._admit(rows)
+        try:
+            await request.done
+        finally:
+            for i in request.waiting:
+                self._queued_tokens -= len(rows[i])
+            request.waiting.clear()
+        rewards = []
+        for i, outcome in enumerate(request.outcomes):
+            if isinstance(outcome, RewardError):
+                outcome.field = f"rows[{i}]"
+                raise outcome
+            assert outcome is not None
+            rewards.append(outcome)
+        return Scored(
+            rewards,
+            queue_ms=(request.started - request.submitted) * 1e3,
+            engine_ms=request.engine_s * 1e3,
+        )
+
+    async def drain(self) -> None:
+        """Refuse what is new, return when everything accepted is answered."""
+        self._draining = True
+        while self._loop_task is not None:
+            await asyncio.sleep(0.01)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _admit(self, rows: Sequence[Sequence[int]]) -> _Request:
+        if self._draining:
+            raise Draining("this replica is shutting down; send the request again")
+        tokens = sum(map(len, rows))
+        if self._queued_tokens and self._queued_tokens + tokens > self._max_queued_tokens:
+            raise Overloaded(
+                f"{self._queued_tokens} tokens are waiting and the request has {tokens}; the limit "
+                f"is max_queued_tokens={self._max_queued_tokens}; retry later"
+            )
+        loop = asyncio.get_running_loop()
+        request = _Request(
+            rows=rows,
+            done=loop.create_future(),
+            submitted=time.perf_counter(),
+            waiting=deque(range(len(rows))),
+            outcomes=[None] * len(rows),
+            missing=len(rows),
+        )
+        self._queued_tokens += tokens
+        self._turns.append(request)
+        if self._loop_task is None:
+            self._loop_task = loop.create_task(self._work())
+        return request
+
+    async def _work(self) -> None:
+        """Run batches while anything waits."""
+        loop = asyncio.get_running_loop()
+        try:
+            while batch := self._next_batch():
+                started = time.perf_counter()
+                outcomes = await loop.run_in_executor(self._worker, self._run, batch.rows)
+                self._finish(batch, outcomes, started, time.perf_counter() - started)
+        finally:
+            self._loop_task = None
+
+    def _next_batch(self) -> _Batch | None:
+        """The oldest row of the request whose turn it is, and rows that fit to it."""
+        while self._turns and not self._turns[0].waiting:
+            self._turns.popleft()
+        if not self._turns:
+            return None
+        places = [(request, i) for request in self._turns for i in request.waiting]
+        lengths = [len(request.rows[i]) for request, i in places]
+        batch = _Batch([places[i] for i in plan(lengths, 0, self._budget)])
+        self._turns.rotate(-1)
+        taken: dict[_Request, set[int]] = {}
+        for request, i in batch.places:
+            taken.setdefault(request, set()).add(i)
+        for request, indices in taken.items():
+            request.waiting = deque(i for i in request.waiting if i not in indices)
+        return batch
+
+    def _finish(
+        self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
+    ) -> None:
+        for request, i in batch.places:
+            self._queued_tokens -= len(request.rows[i])
+        for request in {request for request, _ in batch.places}:
+            request.engine_s += engine_s
+            request.started = request.started or started
+        for (request, i), outcome in zip(batch.places, outcomes, strict=True):
+            request.outcomes[i] = outcome
+            request.missing -= 1
+            if not request.missing and not request.done.done():
+                request.done.set_result(None)
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> list[Outcome]:
+        """In the worker thread. A batch that fails is halved until only the guilty row fails."""
+        try:
+            rewards = self._engine.run(rows)
+        except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
+            if len(rows) == 1:
+                log.exception("the engine failed on a row of %d tokens", len(rows[0]))
+                return [EngineFailure(f"the engine failed on this row: {type(error).__name__}")]
+            half = len(rows) // 2
+            return self._run(rows[:half]) + self._run(rows[half:])
+        return [
+            float(reward)
+            if np.isfinite(reward)
+            else NonFiniteReward(f"the model gave {reward}; its weights or this input are broken")
+            for reward in rewards
+        ]

@@ -1,0 +1,160 @@
+"""Pairs in, normalised rewards out: text + scheduler + engine + normalisation. No Ray in here."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from service import bundle as bundles
+from service.bundle import Bundle, GoldenRow
+from service.config import ServiceConfig
+from service.engine import Engine, OnnxEngine
+from service.errors import BundleError, RewardError
+from service.planner import Budget
+from service.scheduler import Scheduler
+from service.text import Encoded, Encoder, Message, Prompt, Truncation
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """`prompt` is hashable: a string or a tuple of messages."""
+
+    prompt: str | tuple[Message, ...]
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    reward: float
+    raw_reward: float
+    tokens: int
+    truncated: bool
+    tokens_cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    tokenize_ms: float
+    queue_ms: float
+    engine_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    results: list[Result]
+    timing: Timing
+
+
+class Scorer:
+    """One bundle on one engine. Used from one event loop; `score` is safe to call concurrently."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, config: ServiceConfig) -> None:
+        self.bundle = bundle
+        self.variant = bundle.manifest.variant(config.variant)
+        self.engine = engine
+        self.encoder = Encoder.of(bundle)
+        self.scheduler = Scheduler(
+            engine, Budget(config.max_batch_tokens, config.max_padding), config.max_queued_tokens
+        )
+        self._tokenizers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+
+    @classmethod
+    def open(cls, config: ServiceConfig) -> Self:
+        """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
+        bundle = bundles.load(config.bundle)
+        engine = OnnxEngine(bundle, config.variant, config.device, config.threads)
+        scorer = cls(bundle, engine, config)
+        scorer.verify()
+        return scorer
+
+    def verify(self) -> float:
+        """Replay golden.json: ids exactly, rewards within the variant's tolerance.
+
+        Returns the largest distance found. Runs in the calling thread, before serving.
+        """
+        rows = self.bundle.golden()
+        if not rows:
+            raise BundleError(f"{bundles.GOLDEN}: holds no rows, so nothing can be proved")
+        distances = [self._replay(i, row) for i, row in enumerate(rows)]
+        return max(distances)
+
+    def _replay(self, i: int, row: GoldenRow) -> float:
+        where = f"{bundles.GOLDEN}: row {i}"
+        prompt = row.prompt
+        turns: Prompt = (
+            prompt if isinstance(prompt, str) else [Message.model_validate(m) for m in prompt]
+        )
+        ids = self.encoder.encode(turns, row.response).ids
+        if ids != row.ids:
+            raise BundleError(f"{where}: encodes to other token ids than when it was exported")
+        reward = float(self.engine.run([ids])[0])
+        distance = abs(reward - row.reward)
+        if not distance <= self.variant.tolerance:
+            raise BundleError(
+                f"{where}: the engine gives {reward!r}, training gave {row.reward!r}; "
+                f"the tolerance of variant {self.variant.name} is {self.variant.tolerance}"
+            )
+        return distance
+
+    async def score(self, pairs: Sequence[Pair], truncation: Truncation = "prompt") -> Scores:
+        """Rewards in the order of the pairs. Nothing is queued unless every pair is valid.
+
+        Raises InvalidRequest, TooLong, Overloaded, Draining, EngineFailure; `field` names the pair.
+        """
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        encoded = await loop.run_in_executor(self._tokenizers, self.encode, pairs, truncation)
+        tokenized = time.perf_counter()
+        try:
+            scored = await self.scheduler.score([row.ids for row in encoded])
+        except RewardError as error:
+            error.field = error.field and error.field.replace("rows[", "pairs[")
+            raise
+        timing = Timing((tokenized - started) * 1e3, scored.queue_ms, scored.engine_ms)
+        return Scores(self._results(encoded, scored.rewards), timing)
+
+    def encode(self, pairs: Sequence[Pair], truncation: Truncation = "prompt") -> list[Encoded]:
+        """Token ids of every pair. Pairs that share a prompt are encoded as one group."""
+        groups: dict[str | tuple[Message, ...], list[int]] = {}
+        for i, pair in enumerate(pairs):
+            groups.setdefault(pair.prompt, []).append(i)
+        encoded: dict[int, Encoded] = {}
+        for prompt, members in groups.items():
+            rows = self.encoder.encode_group(
+                prompt,
+                [pairs[i].response for i in members],
+                truncation,
+                [f"pairs[{i}]" for i in members],
+            )
+            encoded.update(zip(members, rows, strict=True))
+        return [encoded[i] for i in range(len(pairs))]
+
+    def _results(self, encoded: Sequence[Encoded], rewards: Sequence[float]) -> list[Result]:
+        normalization = self.bundle.manifest.normalization
+        values = np.array(rewards, np.float32)
+        raw = values if normalization is None else normalization.raw(values)
+        return [
+            Result(reward, raw_reward, len(row.ids), row.truncated, row.tokens_cut)
+            for row, reward, raw_reward in zip(encoded, rewards, raw.tolist(), strict=True)
+        ]
+
+    async def drain(self) -> None:
+        await self.scheduler.drain()
+
+    def close(self) -> None:
+        self.scheduler.close()
+        self._tokenizers.shutdown(wait=True)
+
+
+def score_offline(scorer: Scorer, pairs: Sequence[Pair], chunk: int = 512) -> Iterator[Result]:
+    """Score without a server, chunk by chunk, through the very path that serves."""
+
+    async def score(part: Sequence[Pair]) -> Scores:
+        return await scorer.score(part)
+
+    for start in range(0, len(pairs), chunk):
+        yield from asyncio.run(score(pairs[start : start + chunk])).results

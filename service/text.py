@@ -1,0 +1,231 @@
+"""Conversation -> token ids: template, tokenizer, length limits. The only place where that is done.
+
+Training and serving both encode through `Encoder`. Knows text and ids; knows nothing of models.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer
+
+from service.bundle import Bundle, TextRules
+from service.errors import BundleError, InvalidRequest, TooLong
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+
+
+Prompt = str | Sequence[Message]
+Truncation = Literal["prompt", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one (prompt, response) pair, and what the limits took from it."""
+
+    ids: list[int]  # (T,)
+    prompt_tokens: int  # ids[:prompt_tokens] belong to the prompt
+    tokens_cut: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        return self.tokens_cut > 0
+
+
+class Encoder:
+    """Encodes pairs by a bundle's rules. Thread-safe: nothing changes after construction.
+
+    The text of a special token *inside* a message is ordinary text. Special tokens that the
+    template writes are renamed to strings nobody can guess, in the rendered text and in the
+    tokenizer alike, so a message cannot forge a turn however the template handles it.
+    """
+
+    def __init__(self, tokenizer_json: str, template: str | None, rules: TextRules) -> None:
+        self.rules = rules
+        self._nonce = secrets.token_hex(8)
+        self._specials, self._tokenizer = _seal(tokenizer_json, self._nonce)
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._mark = re.compile(rf"\ue000{self._nonce}m(\d+)\ue001")
+        self._template = None if template is None else _compile(template, rules.template_date)
+        for token_id in (rules.bos_id, *rules.ending_ids):
+            if token_id is not None and self._tokenizer.id_to_token(token_id) is None:
+                raise BundleError(
+                    f"text rules name token id {token_id}; the tokenizer has no such id"
+                )
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Encoder":
+        return cls(bundle.tokenizer_json(), bundle.template(), bundle.manifest.text)
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
+
+    def encode(
+        self, prompt: Prompt, response: str, truncation: Truncation = "prompt", field: str = "pair"
+    ) -> Encoded:
+        """One pair. Raises InvalidRequest or TooLong, naming `field`."""
+        return self.encode_group(prompt, [response], truncation, [field])[0]
+
+    def encode_group(
+        self,
+        prompt: Prompt,
+        responses: Sequence[str],
+        truncation: Truncation = "prompt",
+        fields: Sequence[str] | None = None,
+    ) -> list[Encoded]:
+        """All responses to one prompt. The prompt is cut at the same place for each of them."""
+        fields = fields or [f"responses[{i}]" for i in range(len(responses))]
+        prompt_text, texts = self._render(prompt, responses, fields[0])
+        encodings = self._tokenizer.encode_batch([prompt_text, *texts], add_special_tokens=False)
+        prompt_length = len(self._with_bos(encodings[0].ids))
+        return [
+            self._limit(encoding, len(prompt_text), prompt_length, truncation, field)
+            for encoding, field in zip(encodings[1:], fields, strict=True)
+        ]
+
+    def _limit(
+        self, encoding: Any, boundary: int, prompt_length: int, truncation: Truncation, field: str
+    ) -> Encoded:
+        """Cut the prompt from its left and the response from its left; the ending always stays.
+
+        How much of the prompt goes depends on the prompt alone, so a group keeps its prefix.
+        """
+        ids = self._with_bos(encoding.ids)
+        bos = len(ids) - len(encoding.ids)
+        prompt_tokens = bos + sum(1 for _, end in encoding.offsets if end <= boundary)
+        response = [*ids[prompt_tokens:], *self.rules.ending_ids]
+        prompt_cut = max(0, prompt_length - self.rules.max_prompt_tokens)
+        response_cut = max(0, len(response) - self.rules.max_response_tokens)
+        if truncation == "error" and (prompt_cut or response_cut):
+            part, tokens, limit = (
+                ("prompt", prompt_length, self.rules.max_prompt_tokens)
+                if prompt_cut
+                else ("response", len(response), self.rules.max_response_tokens)
+            )
+            raise TooLong(
+                f"{field}: the {part} has {tokens} tokens, the bundle's limit is {limit}; "
+                'shorten it or ask for truncation "prompt"',
+                field=field,
+            )
+        if not (ids or response):
+            raise InvalidRequest(f"{field}: the text has no tokens at all", field=field)
+        first = 1 if ids[:1] == [self.rules.bos_id] else 0
+        kept = ids[:first] + ids[first + prompt_cut : prompt_tokens]
+        return Encoded(
+            ids=kept + response[response_cut:],
+            prompt_tokens=len(kept),
+            tokens_cut=prompt_cut + response_cut,
+        )
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = self.rules.bos_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def _render(
+        self, prompt: Prompt, responses: Sequence[str], field: str
+    ) -> tuple[str, list[str]]:
+        """The prompt's text, and for each response the whole text, which begins with it."""
+        if not prompt:
+            raise InvalidRequest(f"{field}: the conversation is empty", field=field)
+        if self._template is None:
+            if not isinstance(prompt, str):
+                raise InvalidRequest(
+                    f"{field}: the bundle has no chat template, so prompt must be a string, "
+                    "not a list of messages",
+                    field=field,
+                )
+            return prompt, [prompt + response for response in responses]
+        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+        opening = self._apply(turns, field, generation_prompt=True)
+        probe = self._apply([*turns, Message(role="assistant", content="\ue002")], field)
+        prompt_text = os.path.commonprefix([opening, probe])
+        texts = [
+            self._apply([*turns, Message(role="assistant", content=response)], field)
+            for response in responses
+        ]
+        return prompt_text, texts
+
+    def _apply(self, turns: Sequence[Message], field: str, generation_prompt: bool = False) -> str:
+        assert self._template is not None
+        hidden: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            hidden.append(match[0])
+            return f"\ue000{self._nonce}m{len(hidden) - 1}\ue001"
+
+        messages = [
+            {"role": turn.role, "content": self._special.sub(hide, turn.content)} for turn in turns
+        ]
+        try:
+            text = self._template.render(
+                messages=messages,
+                add_generation_prompt=generation_prompt,
+                **self.rules.template_variables,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise InvalidRequest(
+                f"{field}: the chat template refuses this conversation: {error}", field=field
+            ) from error
+        sealed = self._special.sub(lambda match: self._specials[match[0]], text)
+        return self._mark.sub(lambda match: hidden[int(match[1])], sealed)
+
+
+def _seal(tokenizer_json: str, nonce: str) -> tuple[dict[str, str], Tokenizer]:
+    """Rename every special token of the tokenizer; returns the renaming and the tokenizer."""
+    content = json.loads(tokenizer_json)
+    content["post_processor"] = content["padding"] = content["truncation"] = None
+    renamed: dict[str, str] = {}
+    for token in content["added_tokens"]:
+        if token["special"]:
+            renamed[token["content"]] = f"\ue000{nonce}s{token['id']}\ue001"
+            token["content"], token["normalized"] = renamed[token["content"]], False
+    model = content["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {renamed.get(token, token): index for token, index in vocab.items()}
+    else:  # Unigram: [[token, score], ...]
+        model["vocab"] = [[renamed.get(token, token), score] for token, score in vocab]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    sealed = Tokenizer.from_str(json.dumps(content))
+    for token in content["added_tokens"]:
+        if sealed.token_to_id(token["content"]) != token["id"]:
+            raise BundleError(f"tokenizer.json: token id {token['id']} is not where it should be")
+    return renamed, sealed
+
+
+def _compile(template: str, date: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    frozen = datetime.fromisoformat(date)
+
+    def refuse(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: object, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = frozen.strftime
+    environment.filters["tojson"] = tojson
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise BundleError(f"chat_template.jinja: {error}") from error

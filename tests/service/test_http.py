@@ -1,0 +1,204 @@
+"""The HTTP edge on the real scorer: shapes, bad input, and the same bits in any company."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import numpy as np
+import pytest
+
+from service.bundle import Bundle
+from service.config import ServiceConfig
+from service.engine import OnnxEngine
+from service.http_api import build_http
+from service.scorer import Scorer
+from training.demo.data import generate
+
+
+class Counting(OnnxEngine):
+    """The real engine; counts what it runs."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle, "fp32", "cpu", 2)
+        self.runs = self.rows = self.padded = self.real = 0
+
+    def run(self, rows):
+        self.runs += 1
+        self.rows += len(rows)
+        self.padded += len(rows) * max(map(len, rows))
+        self.real += sum(map(len, rows))
+        return super().run(rows)
+
+
+@pytest.fixture(scope="module")
+def counting(bundle: Bundle, config: ServiceConfig):
+    scorer = Scorer(bundle, Counting(bundle), config)
+    yield scorer
+    scorer.close()
+
+
+def client(scorer: Scorer, config: ServiceConfig) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(build_http(scorer, config), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://service", timeout=60)
+
+
+def ask(scorer: Scorer, config: ServiceConfig, method: str, path: str, **options) -> httpx.Response:
+    async def go() -> httpx.Response:
+        async with client(scorer, config) as http:
+            return await http.request(method, path, **options)
+
+    return asyncio.run(go())
+
+
+def test_the_answer_has_the_documented_shape(scorer: Scorer, config, bundle: Bundle) -> None:
+    body = {"prompt": "What is 2 plus 2?", "responses": ["4.", ""]}
+    answer = ask(scorer, config, "POST", "/score", json=body).json()
+    assert list(answer) == ["rewards", "results", "bundle", "engine", "timing"]
+    assert answer["rewards"] == [result["reward"] for result in answer["results"]]
+    first = answer["results"][0]
+    assert list(first) == ["reward", "raw_reward", "tokens", "truncated", "tokens_cut"]
+    mean = bundle.manifest.normalization.mean
+    assert first["raw_reward"] == pytest.approx(first["reward"] + mean, abs=1e-6)
+    assert answer["bundle"] == {
+        "id": bundle.manifest.id, "name": "tiny", "variant": "fp32", "normalized": True,
+    }  # fmt: skip
+    assert list(answer["timing"]) == ["tokenize_ms", "queue_ms", "engine_ms"]
+
+
+def test_both_forms_and_both_prompts_give_the_same_bits(scorer, config) -> None:
+    message = [{"role": "user", "content": "Hi"}]
+    bodies = [
+        {"prompt": "Hi", "responses": ["a", "b"]},
+        {"prompt": message, "responses": ["a", "b"]},
+        {"pairs": [{"prompt": "Hi", "response": "a"}, {"prompt": message, "response": "b"}]},
+    ]
+    rewards = [ask(scorer, config, "POST", "/score", json=b).json()["rewards"] for b in bodies]
+    assert rewards[0] == rewards[1] == rewards[2]
+
+
+def test_what_the_limits_cut_is_said(scorer, config) -> None:
+    body = {"prompt": "red kite " * 400, "responses": ["x"]}
+    result = ask(scorer, config, "POST", "/score", json=body).json()["results"][0]
+    assert result["truncated"] and result["tokens_cut"] > 0 and result["tokens"] <= 256
+
+
+PAIR = {"prompt": "a", "response": "b"}
+BAD = {
+    "not json": (b"nope", 400, "body"),
+    "nothing": (b"", 400, "body"),
+    "a list": (b"[]", 400, "body"),
+    "invalid utf-8": (b'{"prompt": "\xff", "responses": ["x"]}', 400, "body"),
+    "a lone surrogate": (rb'{"prompt": "\ud800", "responses": ["x"]}', 400, "body"),
+    "neither form": ({}, 400, "body"),
+    "both forms": ({"pairs": [PAIR], "prompt": "a", "responses": ["x"]}, 400, "body"),
+    "a prompt alone": ({"prompt": "a"}, 400, "body"),
+    "no pairs": ({"pairs": []}, 400, "pairs"),
+    "no responses": ({"prompt": "a", "responses": []}, 400, "pairs"),
+    "an unknown field": ({"pairs": [PAIR], "model": "x"}, 400, "model"),
+    "an unknown field in a pair": ({"pairs": [PAIR | {"k": 1}]}, 400, "pairs[0].k"),
+    "a number as response": (
+        {"pairs": [PAIR, {"prompt": "a", "response": 1}]}, 400, "pairs[1].response",
+    ),
+    "a number as prompt": ({"pairs": [{"prompt": 1, "response": "b"}]}, 400, "pairs[0].prompt"),
+    "null as prompt": ({"pairs": [{"prompt": None, "response": "b"}]}, 400, "pairs[0].prompt"),
+    "an empty prompt": ({"pairs": [PAIR, {"prompt": "", "response": "b"}]}, 400, "pairs[1].prompt"),
+    "no messages": ({"prompt": [], "responses": ["x"]}, 400, "pairs[0].prompt"),
+    "an unknown role": (
+        {"prompt": [{"role": "boss", "content": "a"}], "responses": ["x"]}, 400, "prompt[0].role",
+    ),
+    "a message without content": (
+        {"prompt": [{"role": "user"}], "responses": ["x"]}, 400, "prompt[0].content",
+    ),
+    "too many pairs": ({"prompt": "a", "responses": ["x"] * 9000}, 413, "pairs"),
+    "a body over the limit": (b'"' + b"a" * 200_001 + b'"', 413, "body"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_named_and_nothing_is_queued(counting, config, case: str) -> None:
+    body, status, field = BAD[case]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    before = counting.engine.rows
+    answer = ask(counting, config, "POST", "/score", content=content)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert list(error) == ["code", "message", "field"] and error["field"] == field
+    assert field in error["message"]
+    assert counting.engine.rows == before
+
+
+def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(scorer, config) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b" " * 10_000
+
+    answer = ask(scorer, config, "POST", "/score", content=chunks())
+    assert answer.status_code == 413 and answer.json()["error"]["field"] == "body"
+
+
+def test_compressed_bodies_and_huge_headers_are_refused(scorer, config) -> None:
+    body = gzip.compress(json.dumps({"pairs": [PAIR]}).encode())
+    packed = ask(
+        scorer, config, "POST", "/score", content=body, headers={"content-encoding": "gzip"}
+    )
+    assert packed.status_code == 400 and packed.json()["error"]["field"] == "content-encoding"
+    huge = ask(scorer, config, "GET", "/healthz", headers={"x-huge": "a" * 20_000})
+    assert huge.status_code == 413 and huge.json()["error"]["field"] == "headers"
+
+
+def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, config) -> None:
+    class Broken(OnnxEngine):
+        def run(self, rows):
+            raise RuntimeError("secret path")
+
+    scorer = Scorer(bundle, Broken(bundle, "fp32", "cpu"), config)
+    answer = ask(scorer, config, "POST", "/score", json={"pairs": [PAIR]})
+    scorer.close()
+    assert answer.status_code == 500 and answer.json()["error"]["field"] == "pairs[0]"
+    assert "secret path" not in answer.text and "Traceback" not in answer.text
+
+
+def test_openapi_describes_the_request(scorer, config) -> None:
+    schema = ask(scorer, config, "GET", "/openapi.json").json()
+    operation = schema["paths"]["/score"]["post"]
+    properties = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(properties) == {"pairs", "prompt", "responses"}
+    assert {"200", "400", "413", "503"} <= set(operation["responses"])
+
+
+def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -> None:
+    """1,000 random compositions of pairs, several requests at a time: fp32 bits after JSON.
+
+    At least 8 rows per engine run on average and at most 30 % padding, or the test proves little.
+    """
+    rng = np.random.default_rng(0)
+    pool = [
+        {"prompt": record["prompt"] * int(rng.integers(1, 4)), "response": response}
+        for record in generate(60, seed=5)
+        for response in record["responses"]
+    ]
+    engine = counting.engine
+
+    async def go() -> None:
+        async with client(counting, config) as http:
+
+            async def score(chosen: np.ndarray) -> np.ndarray:
+                answer = await http.post("/score", json={"pairs": [pool[i] for i in chosen]})
+                return np.array(answer.json()["rewards"], np.float32).view(np.uint32)
+
+            alone = np.concatenate([await score(np.array([i])) for i in range(len(pool))])
+            assert engine.runs == engine.rows == len(pool)
+            engine.runs = engine.rows = engine.padded = engine.real = 0
+            for _ in range(125):
+                chosen = [rng.integers(0, len(pool), rng.integers(1, 40)) for _ in range(8)]
+                for indices, got in zip(
+                    chosen, await asyncio.gather(*map(score, chosen)), strict=True
+                ):
+                    assert (got == alone[indices]).all()
+
+    engine.runs = engine.rows = 0
+    asyncio.run(go())
+    assert engine.rows / engine.runs >= 8
+    assert 1 - engine.real / engine.padded <= 0.30

@@ -1,0 +1,71 @@
+"""Accuracy, interval, alarm: numbers that can be derived by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from training.data import Comparison, Group
+from training.evaluate import evaluate, spearman_within_prompt
+from training.normalize import reference_mean
+
+
+def _group(i: int, comparisons: list[tuple], **fields) -> Group:
+    return Group(
+        prompt=f"p{i}",
+        responses=("a", "b", "c"),
+        comparisons=tuple(Comparison(*c) for c in comparisons),
+        chosen=(0,),
+        lines=(i,),
+        **fields,
+    )
+
+
+def test_accuracy_is_over_comparisons_with_ties_at_one_half() -> None:
+    groups = [_group(0, [(0, 1), (0, 2), (1, 2)]), _group(1, [(0, 1)])]
+    rewards = [np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 9.0])]
+    report = evaluate(groups, rewards)  # tie 1/2, right, right; wrong
+    assert report["accuracy"] == (0.5 + 1 + 1 + 0) / 4
+    assert report["margin"] == pytest.approx((0 + 1 + 1 - 1) / 4)
+    per_group = [(math.log(2) + 2 * math.log1p(math.exp(-1))) / 3, math.log1p(math.e)]
+    assert report["loss"] == pytest.approx(sum(per_group) / 2)
+
+
+def test_a_soft_target_turns_the_choice_round_and_one_half_does_not_count() -> None:
+    groups = [_group(0, [(0, 1, 0.2), (0, 2, 0.5)])]
+    report = evaluate(groups, [np.array([0.0, 1.0, 5.0])])
+    assert report["accuracy"] == 1.0
+
+
+def test_the_interval_is_resampled_by_prompt() -> None:
+    """100 prompts of 36 equal outcomes: 3,600 comparisons are worth 100: +-0.098, not +-0.016."""
+    pairs = [(0, 1)] * 36
+    groups = [_group(i, pairs) for i in range(100)]
+    rewards = [np.array([float(i % 2), 0.5, 0.0]) for i in range(100)]
+    low, high = evaluate(groups, rewards, resamples=4000)["accuracy_95"]
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / math.sqrt(100), rel=0.1)
+
+
+def test_a_constant_reward_raises_the_alarm_and_scores_one_half() -> None:
+    groups = [_group(i, [(0, 1)]) for i in range(10)]
+    report = evaluate(groups, [np.zeros(3)] * 10)
+    assert report["collapsed"] and report["accuracy"] == 0.5
+    assert not evaluate(groups, [np.array([1.0, 0.0, 0.0])] * 10)["collapsed"]
+
+
+def test_true_rewards_give_the_ceiling_and_the_rank_correlation() -> None:
+    groups = [_group(0, [(0, 1), (2, 1)], true_rewards=(2.0, 1.0, 0.0))]
+    report = evaluate(groups, [np.array([5.0, 4.0, -1.0])])
+    assert report["true_reward_accuracy"] == 0.5
+    assert report["spearman_within_prompt"] == pytest.approx(1.0)
+
+
+def test_spearman_leaves_out_prompts_without_a_ranking() -> None:
+    got = [np.array([1.0, 2.0]), np.array([3.0, 3.0]), np.array([1.0, 0.0])]
+    true = [np.array([0.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 0.0])]
+    assert spearman_within_prompt(got, true) == pytest.approx(0.5)
+
+
+def test_the_mean_is_summed_in_float64() -> None:
+    rewards = np.full(10_000_001, 0.1, np.float32)
+    assert reference_mean(rewards) == pytest.approx(float(np.float32(0.1)), rel=1e-12)

@@ -1,0 +1,106 @@
+"""torch against the exported graph, through the engine that serves."""
+
+import numpy as np
+import pytest
+
+from service.bundle import Bundle, Normalization, Provenance, TextRules
+from service.config import ServiceConfig
+from service.engine import OnnxEngine
+from service.scorer import Pair, Scorer, score_offline
+from service.text import Message
+from tests.training.families import FAMILIES, MAX_TOKENS, tiny
+from training.export import TOLERANCE, Source, write_bundle
+from training.fit import predict
+from training.run import Run
+
+MEAN = 0.375
+LENGTHS = sorted({1, 2, MAX_TOKENS} | {n + d for n in (4, 8, 16, 32, 64) for d in (-1, 0, 1)})
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, run: Run, tmp_path_factory) -> tuple:
+    """A family's torch model and its bundle. The padding id is also the end of a turn, id 2."""
+    model = tiny(request.param)
+    path = tmp_path_factory.mktemp(request.param)
+    rules = TextRules(
+        bos_id=None,
+        ending_ids=(2,),
+        max_prompt_tokens=MAX_TOKENS // 2,
+        max_response_tokens=MAX_TOKENS // 2,
+        template_date="2026-01-01",
+    )
+    normalization = Normalization(
+        mean=MEAN,
+        measured_mean=0.0,
+        std=1.0,
+        completions=1,
+        reference="none: a random model",
+        reference_sha256="0" * 64,
+    )
+    source = Source(
+        name=request.param,
+        model=model,
+        tokenizer_json=run.tokenizer_json(),
+        template=run.template(),
+        rules=rules,
+        normalization=normalization,
+        evaluation={},
+        provenance=Provenance(
+            created="2026-01-01", service_version="0", base_model="random", libraries={}
+        ),
+    )
+    return model, write_bundle(path, source, run.reference())
+
+
+def test_every_length_agrees_and_no_rank_flips(pair) -> None:
+    model, bundle = pair
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 800, n).tolist() for n in LENGTHS for _ in range(6)]
+    for row in rows[::3]:
+        row[-1] = 2  # ends in the token that others take for padding
+    expected = predict(model, rows) - np.float32(MEAN)
+    engine = OnnxEngine(bundle, "fp32", "cpu")
+    got = np.concatenate([engine.run(rows[i : i + 5]) for i in range(0, len(rows), 5)])
+    assert np.abs(got - expected).max() <= TOLERANCE["fp32"]
+    assert (np.argsort(got) == np.argsort(expected)).all()
+
+
+def test_conversations_agree_with_an_empty_system_prompt_too(pair) -> None:
+    model, bundle = pair
+    scorer = Scorer.open(ServiceConfig(bundle=bundle.path, device="cpu"))
+    pairs = [
+        Pair((Message(role="system", content=""), Message(role="user", content="Hi")), "Hello."),
+        Pair("Hi", ""),
+        Pair("Hi " * 200, "a long answer " * 100),
+        Pair("Grüße 世界", "👋"),
+    ]
+    expected = predict(model, [e.ids for e in scorer.encode(pairs)]) - np.float32(MEAN)
+    results = list(score_offline(scorer, pairs))
+    scorer.close()
+    assert [r.reward for r in results] == pytest.approx(expected.tolist(), abs=TOLERANCE["fp32"])
+    assert [r.truncated for r in results] == [False, False, True, False]
+
+
+def test_the_prefix_of_a_group_may_be_computed_once(pair: tuple[object, Bundle]) -> None:
+    """The graph takes past key/values: prompt first, the rest after it, the same bits."""
+    _, bundle = pair
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    session, layers = engine._session, bundle.manifest.architecture.layers
+    row = np.random.default_rng(1).integers(3, 800, (1, 40))
+    whole = engine.run(row.tolist())[0]
+    states = [f"{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
+
+    def step(ids: np.ndarray, past: int, feeds: dict) -> list[np.ndarray]:
+        positions = np.arange(past, past + ids.shape[1])[None]
+        inputs = {
+            "input_ids": ids,
+            "position_ids": positions,
+            "last_index": np.array([ids.shape[1] - 1]),
+        }
+        return session.run(["reward", *(f"present_{name}" for name in states)], inputs | feeds)
+
+    empty = dict(engine._past)
+    for split in (2, 17, 38):
+        present = step(row[:, :split], 0, empty)[1:]
+        feeds = {f"past_{name}": state for name, state in zip(states, present, strict=True)}
+        assert step(row[:, split:], split, feeds)[0][0] == whole

@@ -1,0 +1,120 @@
+"""The `reward-train` command. Only translates arguments; the work is in the modules it calls."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.errors import RewardError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(soft_wrap=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Argument(help="JSON lines to write.")],
+    prompts: Annotated[int, typer.Option(min=10)] = 16_600,
+    seed: int = 0,
+) -> None:
+    """Preference data with a known true reward."""
+    from training.demo.data import write
+
+    comparisons = write(out, prompts, seed)
+    console.print(f"{prompts} prompts with {comparisons} comparisons in {out}")
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="A TOML file; see training/configs/.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the file's value")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train, normalise and evaluate a reward model; leaves a run directory."""
+    from training.config import read_config
+    from training.pipeline import train
+
+    run = train(read_config(config, settings or []))
+    _show_evaluation(run.read_report()["evaluation"], f"report in {run.report}", as_json)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
+    data: Annotated[Path, typer.Option(help="Held-out preferences.")],
+    as_json: Json = False,
+) -> None:
+    """Accuracy and its 95 % interval on preferences; a bundle goes through the serving code."""
+    from service.bundle import MANIFEST
+    from training.data import read_groups
+    from training.measure import evaluate_bundle, evaluate_run
+    from training.run import Run
+
+    groups, _ = read_groups(data)
+    if (source / MANIFEST).is_file():
+        report = evaluate_bundle(source, groups)
+    else:
+        report = evaluate_run(Run.open(source), groups)
+    _show_evaluation(report, f"{source} on {data}", as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    as_json: Json = False,
+) -> None:
+    """Export a run as a bundle and prove it through the serving code."""
+    from training.export import export as export_run
+    from training.run import Run
+
+    bundle = export_run(Run.open(run), out)
+    manifest = bundle.manifest
+    if as_json:
+        print(json.dumps({"bundle": str(out), "id": manifest.id, "name": manifest.name}))
+    else:
+        console.print(f"bundle {manifest.name} in {out}\n{manifest.id}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory to make.")] = Path("runs/demo"),
+    prompts: Annotated[int, typer.Option(min=1000)] = 16_600,
+) -> None:
+    """The whole way: data, training, export, serving, scores over HTTP."""
+    from training.demo.walk import walk
+
+    walk(out, prompts, console)
+
+
+def _show_evaluation(report: dict, where: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    low, high = report["accuracy_95"]
+    console.print(
+        f"accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, resampled by "
+        f"prompt) on {report['comparisons']} comparisons of {report['prompts']} prompts; "
+        f"mean margin {report['margin']:.3f}, loss {report['loss']:.4f}\n{where}"
+    )
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        app()
+    except RewardError as error:
+        print(f"reward-train: {error.message}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

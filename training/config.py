@@ -1,0 +1,119 @@
+"""TrainConfig: every training knob and its only default. From TOML, changed by --set key=value."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import TrainingError
+from training.data import Action, IssueKind
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scratch(Section):
+    """A base model from the training data alone: tokenizer, random weights, language modelling."""
+
+    vocab_size: Positive = 2048
+    layers: Positive = 4
+    hidden_size: Positive = 128
+    intermediate_size: Positive = 384
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    epochs: Annotated[float, Field(ge=0)] = 1.0
+    "passes over the chosen responses by language modelling: the SFT step"
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    batch_size: Positive = 32
+
+
+class Model(Section):
+    path: Path | None = None
+    "a causal checkpoint in a local directory: config.json, model.safetensors, tokenizer.json"
+    scratch: Scratch | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give either model.path or a [model.scratch] section")
+        return self
+
+
+class Data(Section):
+    train: Path
+    eval: Path | None = None
+    "held-out preferences; without it, eval_fraction of the training prompts is held out"
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    format: Literal["auto", "trl", "hh", "kwise"] = "auto"
+    issues: dict[IssueKind, Action] = {}
+    'what to do with a record: "keep" (count it), "drop" or "error"; different_prompts: "error"'
+
+
+class Text(Section):
+    max_prompt_tokens: Positive = 512
+    max_response_tokens: Positive = 512
+    template_date: str = "2026-01-01"
+    ending: Literal["auto", "eos", "none"] = "auto"
+    "auto: end-of-sequence after the response where the model has no chat template"
+
+
+class Fit(Section):
+    """One epoch by default: reward models overfit in the second (InstructGPT, appendix C.2)."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] = 9e-6
+    groups_per_batch: Positive = 16
+    "prompts that go through the model together"
+    accumulate: Positive = 1
+    "batches per optimizer step"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    evaluations: Positive = 4
+    "how often the held-out split is scored and a checkpoint kept, spread evenly"
+
+
+class TrainConfig(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.\-]{1,100}$")]
+    out: Path
+    "the run directory"
+    seed: int = 0
+    model: Model
+    data: Data
+    text: Text = Text()
+    fit: Fit = Fit()
+
+
+def read_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML file and apply `section.key=value` settings; values are TOML, else text."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: {error}") from error
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise TrainingError(f"--set {setting}: not key=value")
+        *sections, last = key.split(".")
+        target = content
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = _value(value)
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TrainingError(f"{path}: {where}: {first['msg']}", field=where) from error
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,251 @@
+"""Preference records -> comparison groups. Knows text and choices; knows nothing of models.
+
+A group is one prompt with its K unique responses and every comparison recorded among them, so a
+plain pair is a group of K = 2. Records that share a prompt become one group.
+"""
+
+import gzip
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from service.errors import DataError
+from service.text import Message
+from training.formats import Reader, reader_for
+from training.formats.record import Record
+
+Prompt = str | tuple[Message, ...]
+Action = Literal["keep", "drop", "error"]
+IssueKind = Literal["different_prompts", "identical", "contradictory", "identical_when_cut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Indices into the group's responses; target = P(winner preferred)."""
+
+    winner: int
+    loser: int
+    target: float = 1.0
+    target_margin: float = 0.0
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    prompt: Prompt
+    responses: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    chosen: tuple[int, ...]
+    "the response each record preferred over all its others; the reference completions"
+    lines: tuple[int, ...]
+    subset: str | None = None
+    true_rewards: tuple[float, ...] | None = None
+
+
+@dataclass
+class Issues:
+    """What is odd about the data, by kind, with line numbers; goes into the report."""
+
+    lines: dict[IssueKind, list[int]] = field(default_factory=dict)
+    dropped: dict[IssueKind, int] = field(default_factory=dict)
+
+    def add(self, kind: IssueKind, line: int, action: Action, file: str) -> bool:
+        """Count one; True when the record is to be dropped. Raises DataError for "error"."""
+        if action == "error":
+            raise DataError(
+                f"{file}:{line}: {DESCRIPTION[kind]}; "
+                f'mend the data, or set data.issues.{kind} to "drop"',
+                field=f"line {line}",
+            )
+        self.lines.setdefault(kind, []).append(line)
+        if action == "drop":
+            self.dropped[kind] = self.dropped.get(kind, 0) + 1
+        return action == "drop"
+
+    def report(self) -> dict[str, dict[str, object]]:
+        return {
+            kind: {
+                "count": len(lines),
+                "dropped": self.dropped.get(kind, 0),
+                "lines": lines[:100],
+            }
+            for kind, lines in self.lines.items()
+        }
+
+
+DESCRIPTION: dict[IssueKind, str] = {
+    "different_prompts": "chosen and rejected do not belong to the same prompt",
+    "identical": "chosen and rejected are identical",
+    "contradictory": "the opposite choice stands elsewhere in the data",
+    "identical_when_cut": "chosen and rejected become identical under the token limits",
+}
+
+
+def read_records(path: str | Path, format: str = "auto") -> Iterator[Record]:
+    """Records of a JSONL file, gzipped or not. Errors name the file and the line."""
+    path = Path(path)
+    read: Reader | None = None
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as file
+        ):
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    content = json.loads(line)
+                    if not isinstance(content, dict):
+                        raise DataError("not a JSON object")
+                    read = read or reader_for(content, format)
+                    yield read(content).at(number)
+                except (DataError, ValueError) as error:
+                    raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_groups(
+    path: str | Path,
+    format: str = "auto",
+    actions: Mapping[IssueKind, Action] = MappingProxyType({}),
+) -> tuple[list[Group], Issues]:
+    """Comparison groups of a file, in the order of their first record.
+
+    `actions` says for each kind of issue "keep" (count it), "drop" or "error".
+    """
+    issues = Issues()
+    by_prompt: dict[Prompt, _Merging] = {}
+    for record in read_records(path, format):
+        if record.prompt is None:
+            issues.add(
+                "different_prompts",
+                record.line,
+                actions.get("different_prompts", "error"),
+                str(path),
+            )
+            continue
+        group = by_prompt.setdefault(record.prompt, _Merging(record.prompt))
+        group.add(record, issues, actions, str(path))
+    groups = [group.done() for group in by_prompt.values() if group.comparisons]
+    if not groups:
+        raise DataError(f"{path}: no comparisons in it")
+    return groups, issues
+
+
+@dataclass
+class _Merging:
+    """A group while its records arrive."""
+
+    prompt: Prompt
+    index: dict[str, int] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    subset: str | None = None
+    true_rewards: dict[int, float] = field(default_factory=dict)
+
+    def add(
+        self, record: Record, issues: Issues, actions: Mapping[IssueKind, Action], file: str
+    ) -> None:
+        kept = 0
+        for winner, loser, target, margin in record.comparisons:
+            kind = self._issue(record, winner, loser, target)
+            if kind and issues.add(kind, record.line, actions.get(kind, "keep"), file):
+                continue
+            pair = self._place(record, winner), self._place(record, loser)
+            self.comparisons.append(Comparison(*pair, target, margin, record.line))
+            kept += 1
+        if not kept:
+            return
+        self.chosen.append(self._place(record, record.preferred()))
+        self.lines.append(record.line)
+        self.subset = self.subset or record.subset
+
+    def _place(self, record: Record, i: int) -> int:
+        place = self.index.setdefault(record.responses[i], len(self.index))
+        if record.true_rewards:
+            self.true_rewards[place] = record.true_rewards[i]
+        return place
+
+    def _issue(self, record: Record, winner: int, loser: int, target: float) -> IssueKind | None:
+        first, second = record.responses[winner], record.responses[loser]
+        if first == second:
+            return "identical"
+        opposite = self.index.get(second, -1), self.index.get(first, -1)
+        recorded = {(c.winner, c.loser) for c in self.comparisons if c.target > 0.5}
+        return "contradictory" if target > 0.5 and opposite in recorded else None
+
+    def done(self) -> Group:
+        complete = len(self.true_rewards) == len(self.index)
+        return Group(
+            prompt=self.prompt,
+            responses=tuple(self.index),
+            comparisons=tuple(self.comparisons),
+            chosen=tuple(self.chosen),
+            lines=tuple(self.lines),
+            subset=self.subset,
+            true_rewards=tuple(self.true_rewards[i] for i in range(len(self.index)))
+            if complete
+            else None,
+        )
+
+
+def find_identical_when_cut(
+    groups: Sequence[Group],
+    rows: Sequence[Sequence[Sequence[int]]],
+    issues: Issues,
+    action: Action,
+    file: str,
+) -> list[Group]:
+    """Groups without the comparisons that the token limits made void, where `action` is "drop".
+
+    rows: per group, the token ids of its responses.
+    """
+    kept = []
+    for group, ids in zip(groups, rows, strict=True):
+        comparisons = tuple(
+            c
+            for c in group.comparisons
+            if c.winner == c.loser
+            or ids[c.winner] != ids[c.loser]
+            or not issues.add("identical_when_cut", c.line, action, file)
+        )
+        if comparisons:
+            kept.append(replace(group, comparisons=comparisons))
+    return kept
+
+
+def split_by_prompt(
+    groups: Sequence[Group], fraction: float, seed: int
+) -> tuple[list[Group], list[Group]]:
+    """(training, held out). A prompt is on one side only, since a group holds all of it."""
+    order = list(range(len(groups)))
+    random.Random(seed).shuffle(order)
+    held_out = set(order[: max(1, round(len(groups) * fraction))])
+    if len(held_out) == len(groups):
+        raise DataError(f"{len(groups)} prompts are too few to hold any out for evaluation")
+    return (
+        [g for i, g in enumerate(groups) if i not in held_out],
+        [g for i, g in enumerate(groups) if i in held_out],
+    )
+
+
+def reference_completions(groups: Iterable[Group]) -> list[tuple[Prompt, str]]:
+    """The chosen responses, one per record: what the normalisation averages to 0."""
+    return [(group.prompt, group.responses[i]) for group in groups for i in group.chosen]
+
+
+def completions_sha256(completions: Sequence[tuple[Prompt, str]]) -> str:
+    """Digest of a set of completions, whatever file it came from."""
+    digest = hashlib.sha256()
+    for prompt, response in completions:
+        turns = prompt if isinstance(prompt, str) else [m.model_dump() for m in prompt]
+        digest.update(json.dumps([turns, response]).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""ONNX + golden scores -> bundle, replayed through service.scorer before it counts as written."""
+
+import datetime
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service import bundle as bundles
+from service.bundle import Bundle, GoldenRow, Normalization, Provenance, TextRules, Variant
+from service.config import ServiceConfig
+from service.errors import TrainingError
+from service.scorer import Pair, Scorer, score_offline
+from service.text import Encoder
+from training.data import Prompt, completions_sha256
+from training.fit import predict
+from training.graph import export_graph, sizes
+from training.model import RewardModel
+from training.normalize import reference_mean
+from training.run import Run, plain
+
+Completions = Sequence[tuple[Prompt, str]]
+
+TOLERANCE = {"fp32": 1e-4}
+"largest |ONNX - torch| of a golden score; fp32: the parity that the tests hold every family to"
+MEAN_TOLERANCE = 1e-3
+GOLDEN_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a bundle is made of."""
+
+    name: str
+    model: RewardModel
+    tokenizer_json: str
+    template: str | None
+    rules: TextRules
+    normalization: Normalization | None
+    evaluation: dict[str, Any]
+    provenance: Provenance
+
+    @property
+    def mean(self) -> float:
+        return self.normalization.mean if self.normalization else 0.0
+
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer_json, self.template, self.rules)
+
+
+def export(run: Run, out: Path) -> Bundle:
+    """Write the bundle of a run, prove it, and only then give it its name.
+
+    Proof: every file's digest, the golden scores, and the mean over the reference completions,
+    measured again through the finished graph and the code that serves.
+    """
+    if out.exists():
+        raise TrainingError(f"{out}: exists already; remove it or choose another --out")
+    reference = run.reference()
+    source = _source(run, reference)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as directory:
+        unfinished = Path(directory) / out.name
+        unfinished.mkdir()
+        (unfinished / bundles.REPORT_DIR).mkdir()
+        shutil.copyfile(run.report, unfinished / bundles.REPORT_DIR / "report.json")
+        bundle = write_bundle(unfinished, source, reference)
+        rewards = _served_rewards(unfinished, reference)
+        _record_measured_mean(bundle, rewards)
+        unfinished.rename(out)
+    return bundles.load(out)
+
+
+def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle:
+    """Write every file of a bundle into the directory `path`; golden rows from `completions`."""
+    export_graph(source.model, source.mean, path / "model.onnx")
+    (path / bundles.TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    if source.template is not None:
+        (path / bundles.TEMPLATE).write_text(source.template, encoding="utf-8")
+    golden = [row.model_dump() for row in golden_rows(source, completions)]
+    (path / bundles.GOLDEN).write_text(json.dumps(golden) + "\n", encoding="utf-8")
+    fp32 = Variant(
+        name="fp32",
+        graph="model.onnx",
+        data=("model.onnx.data",),
+        precision="fp32",
+        devices=("cpu", "cuda"),
+        tolerance=TOLERANCE["fp32"],
+        bit_invariant=True,
+    )
+    return bundles.write_manifest(
+        path,
+        name=source.name,
+        architecture=sizes(source.model),
+        text=source.rules,
+        normalization=source.normalization,
+        variants=(fp32,),
+        evaluation=source.evaluation,
+        provenance=source.provenance,
+    )
+
+
+def golden_rows(source: Source, completions: Completions) -> list[GoldenRow]:
+    """Conversations that exercise the text rules, with the ids and rewards of torch."""
+    probes = list(_probes(completions, source.rules))
+    encoder = source.encoder()
+    ids = [encoder.encode(prompt, response).ids for prompt, response in probes]
+    rewards = predict(source.model, ids) - np.float32(source.mean)
+    return [
+        GoldenRow(prompt=plain(prompt), response=response, ids=row, reward=float(reward))
+        for (prompt, response), row, reward in zip(probes, ids, rewards, strict=True)
+    ]
+
+
+def _probes(completions: Completions, rules: TextRules) -> Iterator[tuple[Prompt, str]]:
+    """Completions spread over the set, an empty response, odd text, one that is cut."""
+    step = max(1, len(completions) // GOLDEN_ROWS)
+    yield from completions[::step][:GOLDEN_ROWS]
+    prompt, _ = completions[0]
+    yield prompt, ""
+    yield prompt, "Grüße, 世界! 👋\n\n\t<|im_end|> <s></s> [CLS]"
+    yield prompt, "and so on, " * rules.max_response_tokens
+
+
+def _source(run: Run, reference: Completions) -> Source:
+    report = run.read_report()
+    measured = report["normalization"]
+    if completions_sha256(reference) != measured["reference_sha256"]:
+        raise TrainingError(f"{run.path}: reference.jsonl is not the one the mean was measured on")
+    base = report["config"]["model"]["path"]
+    return Source(
+        name=report["name"],
+        model=RewardModel.load(run.model),
+        tokenizer_json=run.tokenizer_json(),
+        template=run.template(),
+        rules=run.rules(),
+        normalization=Normalization(measured_mean=0.0, **measured),
+        evaluation=report["evaluation"],
+        provenance=Provenance(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            service_version=version("reward-service"),
+            base_model=Path(base).name if base else "from scratch",
+            libraries=report["libraries"],
+            training={"data": report["data"], "fit": report["config"]["fit"]},
+        ),
+    )
+
+
+def _served_rewards(path: Path, completions: Completions) -> np.ndarray:
+    """(N,) rewards through the code that serves; opening it replays the golden scores."""
+    scorer = Scorer.open(ServiceConfig(bundle=path, device="cpu"))
+    try:
+        pairs = [Pair(prompt, response) for prompt, response in completions]
+        return np.array([result.reward for result in score_offline(scorer, pairs)])
+    finally:
+        scorer.close()
+
+
+def _record_measured_mean(bundle: Bundle, rewards: np.ndarray) -> None:
+    """Write the manifest again with what was measured; its identity does not depend on it."""
+    measured = reference_mean(rewards)
+    if abs(measured) > MEAN_TOLERANCE:
+        raise TrainingError(
+            f"the reference completions average {measured} through the exported graph; "
+            f"the limit is {MEAN_TOLERANCE}"
+        )
+    manifest = bundle.manifest
+    assert manifest.normalization is not None
+    update = {"measured_mean": measured, "std": float(rewards.std())}
+    bundles.write_manifest(
+        bundle.path,
+        name=manifest.name,
+        architecture=manifest.architecture,
+        text=manifest.text,
+        normalization=manifest.normalization.model_copy(update=update),
+        variants=manifest.variants,
+        evaluation=manifest.evaluation,
+        provenance=manifest.provenance,
+    )

@@ -1,0 +1,147 @@
+"""The reward graph: a decoder with past key/values that returns one reward per row.
+
+Inputs   input_ids (B, T) int64; position_ids (B, T) int64; last_index (B,) int64, the last real
+         token of each row; past_key_<i>, past_value_<i> (B, KV, P, D) per layer, P >= 0.
+Outputs  reward (B,) float32; present_key_<i>, present_value_<i> (B, KV, P + T, D).
+
+Causality and grouped key/value heads are left to ONNX's Attention operator: there is no mask and no
+repeated head in the graph. Rows are padded on the right, so no real token sees one that pads.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.onnx.ops import attention
+from transformers import AttentionInterface
+
+from service.bundle import Architecture
+from training.model import RewardModel
+
+OPSET = 23
+ATTENTION = "reward_onnx"
+
+Past = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class RewardGraph(nn.Module):
+    """What is exported. The model's mean is folded into the head's bias, once, on a copy of it."""
+
+    def __init__(self, model: RewardModel, mean: float) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.head = nn.Linear(model.score.in_features, 1)
+        self.head.load_state_dict(model.score.state_dict())
+        with torch.no_grad():
+            self.head.bias -= mean
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        last_index: torch.Tensor,
+        past: Past,
+    ) -> tuple[torch.Tensor, ...]:
+        present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        hidden = self.backbone(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            reward_past=past,
+            reward_present=present,
+        ).last_hidden_state  # (B, T, d)
+        scores = self.head(hidden).squeeze(-1)  # (B, T)
+        reward = scores.gather(1, last_index[:, None]).squeeze(1)
+        return reward, *(state for layer in range(len(past)) for state in present[layer])
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    reward_past: Past | None = None,
+    reward_present: dict[int, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface on ONNX's operator; query (B, H, T, D) and so on."""
+    assert reward_past is not None and reward_present is not None and attention_mask is None
+    past_key, past_value = reward_past[module.layer_idx]
+    output, key, value, _ = attention(
+        query, key, value, past_key=past_key, past_value=past_value, is_causal=True, scale=scaling
+    )
+    reward_present[module.layer_idx] = key, value
+    return output.transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def _onnx_attention(model: RewardModel) -> Iterator[None]:
+    AttentionInterface.register(ATTENTION, _attend)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision; we do not
+    before = model.config._attn_implementation
+    model.backbone.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.backbone.set_attn_implementation(before)
+
+
+def sizes(model: RewardModel) -> Architecture:
+    config = model.config
+    heads = config.num_attention_heads
+    return Architecture(
+        kind="causal",
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def export_graph(model: RewardModel, mean: float, file: Path) -> None:
+    """Write `file` and, beside it, its weights as `file`.data."""
+    shape = sizes(model)
+    layers = range(shape.layers)
+    graph = RewardGraph(model, mean).eval()
+    # No axis is 0 or 1 in the example, which the exporter takes for constants, and no tensor comes
+    # twice, which it takes for one input.
+    state = (2, shape.kv_heads, 4, shape.head_dim)
+    past = [(torch.zeros(state), torch.zeros(state)) for _ in layers]
+    example = (
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.arange(4, 7).repeat(2, 1),
+        torch.tensor([2, 1]),
+        past,
+    )
+    rows, states = {0: "batch", 1: "tokens"}, {0: "batch", 2: "past"}
+    with _onnx_attention(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter: axes that share a name, and its own
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(rows, rows, {0: "batch"}, [(states, states) for _ in layers]),
+            input_names=[
+                *("input_ids", "position_ids", "last_index"),
+                *(f"past_{kind}_{i}" for i in layers for kind in ("key", "value")),
+            ],
+            output_names=[
+                "reward",
+                *(f"present_{kind}_{i}" for i in layers for kind in ("key", "value")),
+            ],
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(file), external_data=True)

@@ -1,0 +1,137 @@
+"""The offline job as a story: preferences in; a trained, normalised, evaluated model out."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer
+from transformers.trainer_utils import set_seed
+
+from service.errors import TrainingError
+from training.config import TrainConfig
+from training.data import (
+    Group,
+    Issues,
+    completions_sha256,
+    find_identical_when_cut,
+    read_groups,
+    reference_completions,
+    split_by_prompt,
+)
+from training.evaluate import evaluate
+from training.fit import EncodedGroup, encode_groups, fit, predict, predict_groups
+from training.model import RewardModel
+from training.normalize import reference_mean
+from training.rules import text_rules
+from training.run import Run
+from training.scratch import make_base
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
+
+
+def train(config: TrainConfig) -> Run:
+    """Everything `reward-train fit` does. Returns the run directory."""
+    run = Run(config.out)
+    if run.report.exists():
+        raise TrainingError(f"{run.path}: holds a finished run; choose another --set out=DIR")
+    run.path.mkdir(parents=True, exist_ok=True)
+    train_groups, held_out, issues = _read(config)
+    base = _base(config, train_groups, run)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rules = text_rules(tokenizer, config.text)
+    run.model.mkdir(exist_ok=True)
+    tokenizer.save_pretrained(run.model)
+    run.write_rules(rules)
+    encoder = run.encoder()
+
+    encoded, truncated = encode_groups(encoder, train_groups)
+    train_groups, encoded = _without_void(config, train_groups, encoded, issues)
+    encoded_held_out, _ = encode_groups(encoder, held_out)
+    set_seed(config.seed)  # the head's weights
+    model = RewardModel.from_causal(base)
+    history = fit(
+        model, encoded, held_out, encoded_held_out, config.fit, run.checkpoints, config.seed
+    )
+
+    reference = reference_completions(train_groups)
+    rows = [e.rows[i] for group, e in zip(train_groups, encoded, strict=True) for i in group.chosen]
+    raw_rewards = predict(model, rows)
+    mean = reference_mean(raw_rewards)
+    model.save(run.model, mean=mean)
+    run.write_reference(reference)
+    run.write_held_out(held_out)
+    rewards = [values - np.float32(mean) for values in predict_groups(model, encoded_held_out)]
+    evaluation = evaluate(held_out, rewards)
+    run.write_report(
+        {
+            "name": config.name,
+            "config": config.model_dump(mode="json"),
+            "data": {
+                "train": {
+                    "file": config.data.train.name,
+                    "sha256": _sha256(config.data.train),
+                    "prompts": len(train_groups),
+                    "comparisons": sum(len(group.comparisons) for group in train_groups),
+                    "completions": sum(len(group.responses) for group in train_groups),
+                    "truncated_completions": truncated,
+                },
+                "held_out_prompts": len(held_out),
+                "issues": issues.report(),
+            },
+            "normalization": {
+                "mean": mean,
+                "std": float(raw_rewards.std()),
+                "completions": len(reference),
+                "reference": "chosen responses of the training split",
+                "reference_sha256": completions_sha256(reference),
+            },
+            "evaluation": evaluation,
+            "libraries": {name: version(name) for name in LIBRARIES},
+            "log": history,
+        }
+    )
+    if evaluation["collapsed"]:
+        raise TrainingError(
+            "the model gives every completion the same reward and its loss is ln 2: it learned "
+            "nothing; lower fit.learning_rate. The report is in " + str(run.report)
+        )
+    return run
+
+
+def _read(config: TrainConfig) -> tuple[list[Group], list[Group], Issues]:
+    """Training groups, held-out groups, and what is odd about the training file."""
+    data = config.data
+    groups, issues = read_groups(data.train, data.format, data.issues)
+    if data.eval is None:
+        return *split_by_prompt(groups, data.eval_fraction, config.seed), issues
+    held_out, _ = read_groups(data.eval, data.format, data.issues)
+    return groups, held_out, issues
+
+
+def _base(config: TrainConfig, groups: list[Group], run: Run) -> Path:
+    """Directory of the causal checkpoint to begin with; made here when it is to be from scratch."""
+    if config.model.path is not None:
+        if not (config.model.path / "config.json").is_file():
+            raise TrainingError(f"model.path: {config.model.path} has no config.json")
+        return config.model.path
+    assert config.model.scratch is not None
+    make_base(groups, config.model.scratch, config.text, run.base, config.seed)
+    return run.base
+
+
+def _without_void(
+    config: TrainConfig, groups: list[Group], encoded: list[EncodedGroup], issues: Issues
+) -> tuple[list[Group], list[EncodedGroup]]:
+    """Apply data.issues.identical_when_cut; groups and their rows stay side by side."""
+    rows = {id(group.responses): e.rows for group, e in zip(groups, encoded, strict=True)}
+    action = config.data.issues.get("identical_when_cut", "keep")
+    kept = find_identical_when_cut(
+        groups, [e.rows for e in encoded], issues, action, str(config.data.train)
+    )
+    return kept, [EncodedGroup(rows[id(group.responses)], group.comparisons) for group in kept]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,32 @@
+"""A transformers tokenizer -> the text rules that the bundle will state."""
+
+from transformers import PreTrainedTokenizerBase
+
+from service.bundle import TextRules
+from service.errors import TrainingError
+from training.config import Text
+
+
+def text_rules(tokenizer: PreTrainedTokenizerBase, text: Text) -> TextRules:
+    """The special-token rule of a tokenizer, as the bundle will state it.
+
+    BOS goes first where the tokenizer puts it there by itself. Without a chat template the
+    end-of-sequence token follows the response, as in TRL; a template writes its own ending.
+    """
+    bos = tokenizer.bos_token_id
+    begins_with_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+    add_eos = text.ending == "eos" or (text.ending == "auto" and not tokenizer.chat_template)
+    if add_eos and tokenizer.eos_token_id is None:
+        raise TrainingError('text.ending: the tokenizer has no EOS token; set it to "none"')
+    return TextRules(
+        bos_id=bos if begins_with_bos else None,
+        ending_ids=(tokenizer.eos_token_id,) if add_eos else (),
+        max_prompt_tokens=text.max_prompt_tokens,
+        max_response_tokens=text.max_response_tokens,
+        template_date=text.template_date,
+        template_variables={
+            name: token
+            for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
+        },
+    )

@@ -1,0 +1,127 @@
+"""A run directory: what `fit` leaves behind and `export` and `evaluate` read.
+
+model/            raw reward model: config.json (with mean, std = 1), weights, tokenizer, template
+text.json         the text rules it was trained under
+reference.jsonl   the reference completions, as {"prompt", "response"}
+held_out.jsonl    the held-out groups, as K-wise records
+report.json       configuration, data, evaluation, log
+base/             the base model, where it was made from scratch;   checkpoints/
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.bundle import TEMPLATE, TOKENIZER, TextRules
+from service.errors import DataError, TrainingError
+from service.text import Encoder, Message
+from training.data import Group, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / "held_out.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        run = cls(path)
+        if not run.report.is_file():
+            raise TrainingError(f"{path}: not a run directory, it has no report.json")
+        return run
+
+    def rules(self) -> TextRules:
+        try:
+            return TextRules.model_validate_json((self.path / "text.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise TrainingError(f"{self.path / 'text.json'}: {error}") from error
+
+    def tokenizer_json(self) -> str:
+        return (self.model / TOKENIZER).read_text(encoding="utf-8")
+
+    def template(self) -> str | None:
+        file = self.model / TEMPLATE
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer_json(), self.template(), self.rules())
+
+    def write_rules(self, rules: TextRules) -> None:
+        (self.path / "text.json").write_text(rules.model_dump_json(indent=2) + "\n")
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        self.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    def read_report(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.report.read_bytes())
+        return content
+
+    def write_reference(self, completions: Sequence[tuple[Prompt, str]]) -> None:
+        with (self.path / "reference.jsonl").open("w", encoding="utf-8") as file:
+            for prompt, response in completions:
+                file.write(json.dumps({"prompt": plain(prompt), "response": response}) + "\n")
+
+    def reference(self) -> list[tuple[Prompt, str]]:
+        return read_completions(self.path / "reference.jsonl")
+
+    def write_held_out(self, groups: Sequence[Group]) -> None:
+        with self.held_out.open("w", encoding="utf-8") as file:
+            for group in groups:
+                file.write(json.dumps(as_record(group)) + "\n")
+
+
+def plain(prompt: Prompt) -> object:
+    return prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]
+
+
+def read_completions(path: Path) -> list[tuple[Prompt, str]]:
+    """(prompt, response) of every line of a JSONL file."""
+    completions: list[tuple[Prompt, str]] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                prompt = row["prompt"]
+                if not isinstance(prompt, str):
+                    prompt = tuple(Message.model_validate(message) for message in prompt)
+                completions.append((prompt, row["response"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not completions of prompt and response: {error!r}") from error
+    return completions
+
+
+def as_record(group: Group) -> dict[str, object]:
+    """A group in the K-wise format, training/formats/kwise.py."""
+    record: dict[str, object] = {
+        "prompt": plain(group.prompt),
+        "responses": group.responses,
+        "comparisons": [[c.winner, c.loser, c.target] for c in group.comparisons],
+    }
+    if group.subset:
+        record["subset"] = group.subset
+    if group.true_rewards:
+        record["true_rewards"] = group.true_rewards
+    return record
