@@ -4,12 +4,15 @@ BUNDLE ?= runs/demo/bundle
 BIN := .venv/bin
 STAMP := .venv/installed
 EXTRAS := cpu,serve,train,dev
+PROTO := service/proto/reward/v1/reward.proto
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check serve lock clean
+.PHONY: help setup demo test check proto serve lock clean
 help:
-	@echo "make demo     train, export, serve and score on this machine, with two commands' worth of typing less"
+	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
 	@echo "make check    format, lint, types, import arrows"
+	@echo "make proto    generate the gRPC stubs again"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
 
@@ -26,10 +29,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+proto: $(STAMP)
+	$(PROTOC)=. --grpc_python_out=. --pyi_out=. $(PROTO)
+
 check: $(STAMP)
+	mkdir -p build/proto
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict service
+	$(BIN)/buf lint
+	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto $(PROTO)
+	diff -r build/proto/service/proto/reward/v1 service/proto/reward/v1 -x __init__.py -x '*.proto' -x __pycache__
 	$(BIN)/lint-imports
 
 serve: $(STAMP)

@@ -48,6 +48,7 @@ def run(
     bundle: BundlePath,
     host: str = _default("host"),
     port: int = _default("port"),
+    grpc_port: int = _default("grpc_port"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = _default("device"),
     variant: str = _default("variant"),
     threads: Annotated[int, typer.Option(help="0: all this process may use")] = _default("threads"),
@@ -57,7 +58,7 @@ def run(
         list[str] | None, typer.Option("--set", help="key=value, any field of ServiceConfig")
     ] = None,
 ) -> None:
-    """Serve a bundle over HTTP until SIGTERM, then drain."""
+    """Serve a bundle over HTTP and gRPC until SIGTERM, then drain."""
     from service import app as serving
     from service.bundle import load
     from service.engine import resolve_device
@@ -66,6 +67,7 @@ def run(
         bundle=bundle.resolve(),
         host=host,
         port=port,
+        grpc_port=grpc_port,
         device=device,
         variant=variant,
         threads=threads,

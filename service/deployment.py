@@ -2,17 +2,17 @@
 
 import asyncio
 import gc
-import logging
+from collections.abc import AsyncIterator
 
+from grpc_health.v1 import health_pb2
 from ray import serve
 from starlette.types import ASGIApp
 
 from service.config import ServiceConfig
-from service.errors import RewardError
+from service.grpc_api import Context, GrpcApi
 from service.http_api import build_http
+from service.proto.reward.v1 import reward_pb2 as pb
 from service.scorer import Scorer
-
-log = logging.getLogger("reward.deployment")
 
 
 @serve.deployment(name="reward")
@@ -26,10 +26,28 @@ class RewardReplica:
     def __init__(self, config: dict[str, object]) -> None:
         self._config = ServiceConfig.model_validate(config)
         self._scorer = Scorer.open(self._config)
+        self._grpc = GrpcApi(self._scorer, self._config)
         gc.freeze()  # what start-up made is never garbage: keeps full collections short
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_http(self._scorer, self._config)
+
+    async def Score(self, request: pb.ScoreRequest, grpc_context: Context) -> pb.ScoreResponse:
+        return await self._grpc.score(request, grpc_context)
+
+    async def GetBundle(self, request: pb.GetBundleRequest) -> pb.GetBundleResponse:
+        return self._grpc.get_bundle()
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        return self._grpc.check(request, grpc_context)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        async for response in self._grpc.watch(request, grpc_context):
+            yield response
 
     async def drain(self) -> None:
         """Refuse new requests with 503, return when every accepted one is answered."""
@@ -42,6 +60,3 @@ class RewardReplica:
     def __del__(self) -> None:
         if scorer := getattr(self, "_scorer", None):
             scorer.close()
-
-
-__all__ = ["RewardError", "RewardReplica"]

@@ -2,74 +2,19 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import InvalidRequest, Overloaded, RewardError, TooLarge
-from service.scorer import Pair, Scorer, Scores
-from service.text import Message
+from service.request import ScoreRequest, parse_json
+from service.scorer import Scorer, Scores
 
 log = logging.getLogger("reward.http")
-
-
-def _prompt_form(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "text"
-    return "messages" if isinstance(value, list | tuple) else None
-
-
-PromptField = Annotated[
-    Annotated[str, Tag("text")] | Annotated[tuple[Message, ...], Tag("messages")],
-    Discriminator(
-        _prompt_form,
-        custom_error_type="prompt_form",
-        custom_error_message="neither a string nor a list of messages",
-    ),
-]
-
-
-class ScorePair(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompt: PromptField
-    "a string (one user turn, where the bundle has a chat template) or a list of messages"
-    response: str
-
-
-class ScoreRequest(BaseModel):
-    """Either `pairs`, or one `prompt` with a group of `responses`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pairs: list[ScorePair] | None = None
-    prompt: PromptField | None = None
-    responses: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        group = self.prompt is not None, self.responses is not None
-        if (self.pairs is None and not all(group)) or (self.pairs is not None and any(group)):
-            raise ValueError('give either "pairs", or "prompt" with "responses"')
-        return self
-
-    def as_pairs(self) -> list[Pair]:
-        if self.pairs is not None:
-            return [Pair(pair.prompt, pair.response) for pair in self.pairs]
-        assert self.prompt is not None and self.responses is not None
-        return [Pair(self.prompt, response) for response in self.responses]
 
 
 class ResultBody(BaseModel):
@@ -141,7 +86,7 @@ def build_http(scorer: Scorer, config: ServiceConfig) -> ASGIApp:
     )
     async def score(request: Request) -> Response:
         """Score pairs. Each gets one reward; identical requests get identical bits."""
-        pairs = parse_pairs(await request.body(), config.max_pairs)
+        pairs = parse_json(await request.body()).as_pairs(config.max_pairs)
         return Response(_render(scorer, await scorer.score(pairs)), media_type="application/json")
 
     @api.get("/healthz", tags=["health"])
@@ -178,26 +123,6 @@ def build_http(scorer: Scorer, config: ServiceConfig) -> ASGIApp:
     return Limits(api, config.max_body_bytes, config.max_header_bytes)
 
 
-def parse_pairs(body: bytes, max_pairs: int) -> list[Pair]:
-    """A request body as pairs. Raises InvalidRequest or TooLarge, naming the field."""
-    try:
-        pairs = ScoreRequest.model_validate_json(body).as_pairs()
-    except ValidationError as error:
-        raise _invalid(error.errors(include_url=False, include_context=False)) from None
-    if not pairs:
-        raise InvalidRequest("pairs: there are none; send at least one", field="pairs")
-    if len(pairs) > max_pairs:
-        raise TooLarge(
-            f"pairs: {len(pairs)} in one request, the limit is {max_pairs}; split it", field="pairs"
-        )
-    for i, pair in enumerate(pairs):
-        if not pair.prompt:
-            raise InvalidRequest(
-                f"pairs[{i}].prompt: the conversation is empty", field=f"pairs[{i}].prompt"
-            )
-    return pairs
-
-
 def error_response(error: RewardError) -> Response:
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
     return Response(
@@ -224,19 +149,6 @@ def _render(scorer: Scorer, scores: Scores) -> bytes:
             "timing": scores.timing,
         }
     )
-
-
-def _invalid(errors: Sequence[Any]) -> InvalidRequest:
-    """The first error of pydantic's list, with a field such as `pairs[3].prompt[0].role`."""
-    first = errors[0]
-    field = ""
-    for part in first["loc"]:
-        if isinstance(part, int):
-            field += f"[{part}]"
-        elif part not in ("text", "messages"):
-            field += f".{part}" if field else part
-    message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{field or 'body'}: {message}", field=field or "body")
 
 
 class Limits:

@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 @app.command("demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="JSON lines to write.")],
-    prompts: Annotated[int, typer.Option(min=10)] = 16_600,
+    prompts: Annotated[int, typer.Option(min=10)] = 22_000,
     seed: int = 0,
 ) -> None:
     """Preference data with a known true reward."""
@@ -87,7 +87,7 @@ def export(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory to make.")] = Path("runs/demo"),
-    prompts: Annotated[int, typer.Option(min=1000)] = 16_600,
+    prompts: Annotated[int, typer.Option(min=1000)] = 22_000,
 ) -> None:
     """The whole way: data, training, export, serving, scores over HTTP."""
     from training.demo.walk import walk

@@ -10,14 +10,22 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from service.bundle import Bundle
-from service.scorer import Pair, Scorer, score_offline
+from service.proto.reward.v1 import reward_pb2 as pb
+from service.proto.reward.v1.reward_pb2_grpc import RewardServiceStub
+from service.request import parse
+from service.scorer import Pair, Result, Scorer, score_offline
 from tests.contract.test_bundle import with_golden
+from tests.e2e.cases import REFUSED, SCORED, Refused, as_message
 from training.demo.walk import serving
 
+SERVING = HealthCheckResponse.ServingStatus.SERVING
 BODY = {"prompt": "What is 2 plus 2?", "responses": ["The sum is 4.", "The sum is 5.", ""]}
 
 
@@ -28,10 +36,72 @@ def service(request, bundle: Bundle):
     assert service.process.returncode == 0
 
 
-def test_served_rewards_are_those_of_the_scorer_bit_for_bit(service, scorer: Scorer) -> None:
-    answer = httpx.post(f"{service.url}/score", json=BODY).json()
-    pairs = [Pair(BODY["prompt"], response) for response in BODY["responses"]]
-    assert answer["rewards"] == [result.reward for result in score_offline(scorer, pairs)]
+@pytest.fixture(scope="module")
+def channel(service):
+    with grpc.insecure_channel(service.grpc) as channel:
+        yield channel
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_http_and_grpc_give_the_bits_of_the_scorer(
+    service, channel, scorer: Scorer, name: str
+) -> None:
+    request = SCORED[name]
+    expected = list(score_offline(scorer, parse(request).as_pairs(8192)))
+    body = httpx.post(f"{service.url}/score", json=request).json()
+    assert [Result(**result) for result in body["results"]] == expected
+    assert body["rewards"] == [result.reward for result in expected]
+
+    reply = RewardServiceStub(channel).Score(as_message(request))
+    assert [_result(r) for r in reply.results] == expected
+    assert {field.name: value for field, value in reply.bundle.ListFields()} == body["bundle"]
+    assert reply.engine == body["engine"]
+
+
+def _result(message: pb.Result) -> Result:
+    return Result(
+        message.reward, message.raw_reward, message.tokens, message.truncated, message.tokens_cut
+    )
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_http_and_grpc_refuse_with_the_same_code_and_field(service, channel, case: Refused) -> None:
+    answer = httpx.post(f"{service.url}/score", json=case.request)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (case.http, case.code, case.field)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        RewardServiceStub(channel).Score(as_message(case.request))
+    trailing = dict(caught.value.trailing_metadata())
+    assert caught.value.code().name == case.grpc
+    assert caught.value.details() == error["message"]
+    assert trailing["reward-error-code"] == case.code
+    assert trailing["reward-error-field"] == case.field
+
+
+def test_grpc_bundle_health_and_no_reflection(channel, bundle: Bundle) -> None:
+    reply = RewardServiceStub(channel).GetBundle(pb.GetBundleRequest())
+    assert json.loads(reply.manifest_json) == bundle.manifest.model_dump(mode="json")
+
+    health = HealthStub(channel)
+    for service in ("", "reward.v1.RewardService"):
+        assert health.Check(HealthCheckRequest(service=service)).status == SERVING
+    assert next(iter(health.Watch(HealthCheckRequest()))).status == SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        health.Check(HealthCheckRequest(service="nothing"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+    reflect = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    with pytest.raises(grpc.RpcError) as caught:
+        reflect(b"")
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_grpc_message_over_64_mb_is_refused(channel) -> None:
+    huge = as_message({"prompt": "a", "responses": ["x" * (65 * 1024 * 1024)]})
+    with pytest.raises(grpc.RpcError) as caught:
+        RewardServiceStub(channel).Score(huge)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_health_readiness_bundle_and_docs(service, bundle: Bundle) -> None:

@@ -72,16 +72,18 @@ def walk(out: Path, prompts: int, console: Console) -> None:
 @dataclass(frozen=True, slots=True)
 class Service:
     url: str
+    grpc: str
     process: subprocess.Popen[str]
 
 
 @contextmanager
 def serving(bundle: Path, *options: str) -> Iterator["Service"]:
     """`reward-serve run` in a process of its own, stopped with SIGTERM at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service", "run", str(bundle), "--port", str(port), *options]
+    with socket.socket() as http, socket.socket() as grpc:
+        http.bind(("127.0.0.1", 0))
+        grpc.bind(("127.0.0.1", 0))
+        ports = [f"--port={http.getsockname()[1]}", f"--grpc-port={grpc.getsockname()[1]}"]
+    command = [sys.executable, "-m", "service", "run", str(bundle), *ports, *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -91,13 +93,13 @@ def serving(bundle: Path, *options: str) -> Iterator["Service"]:
     try:
         for line in process.stdout:
             lines.append(line)
-            if ready := re.match(r"ready at (\S+)", line):
+            if ready := re.match(r"ready at (\S+) and grpc://(\S+)", line):
                 break
             if time.monotonic() > deadline:
                 raise TrainingError(f"the service was not ready after {START_TIMEOUT_S} s")
         else:
             raise TrainingError("the service did not start:\n" + "".join(lines[-20:]))
-        yield Service(ready[1], process)
+        yield Service(ready[1], ready[2], process)
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGTERM)

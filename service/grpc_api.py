@@ -1,0 +1,136 @@
+"""reward.v1 <-> scorer types. Only translates; knows nothing of Ray."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from service.config import ServiceConfig
+from service.errors import RewardError
+from service.proto.reward.v1 import reward_pb2 as pb
+from service.request import ScoreRequest, parse
+from service.scorer import Scorer, Scores
+
+log = logging.getLogger("reward.grpc")
+
+SERVICE = "reward.v1.RewardService"
+SERVICERS = [
+    "service.proto.reward.v1.reward_pb2_grpc.add_RewardServiceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+]
+"import paths of what registers our methods with a gRPC server"
+
+
+class Context(Protocol):
+    """What a method may say about its call; grpc's and Ray's contexts both have it."""
+
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+    def set_details(self, details: str) -> None: ...
+    def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None: ...
+
+
+class GrpcApi:
+    """The methods of RewardService and of grpc.health.v1.Health. No exception leaves them."""
+
+    def __init__(self, scorer: Scorer, config: ServiceConfig) -> None:
+        self._scorer = scorer
+        self._max_pairs = config.max_pairs
+
+    async def score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        try:
+            pairs = _parse(request).as_pairs(self._max_pairs)
+            return self._response(await self._scorer.score(pairs))
+        except RewardError as error:
+            _refuse(context, error)
+        except Exception:  # its text could name paths or content: log it here, send none of it
+            log.exception("unhandled error in Score")
+            _refuse(context, RewardError("internal error; see the service's log"))
+        return pb.ScoreResponse()
+
+    def get_bundle(self) -> pb.GetBundleResponse:
+        return pb.GetBundleResponse(manifest_json=self._scorer.bundle.manifest.model_dump_json())
+
+    def check(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """SERVING once the golden scores were reproduced, until the replica drains."""
+        status = health_pb2.HealthCheckResponse
+        if request.service not in ("", SERVICE):
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            context.set_details(f"service {request.service!r} is unknown; there is {SERVICE}")
+            return health_pb2.HealthCheckResponse(status=status.SERVICE_UNKNOWN)
+        draining = self._scorer.scheduler.draining
+        return health_pb2.HealthCheckResponse(
+            status=status.NOT_SERVING if draining else status.SERVING
+        )
+
+    async def watch(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """The status now and at each change."""
+        last = None
+        while True:
+            response = self.check(request, context)
+            if response.status != last:
+                last = response.status
+                yield response
+            await asyncio.sleep(0.5)
+
+    def _response(self, scores: Scores) -> pb.ScoreResponse:
+        manifest = self._scorer.bundle.manifest
+        return pb.ScoreResponse(
+            results=[
+                pb.Result(
+                    reward=result.reward,
+                    raw_reward=result.raw_reward,
+                    tokens=result.tokens,
+                    truncated=result.truncated,
+                    tokens_cut=result.tokens_cut,
+                )
+                for result in scores.results
+            ],
+            bundle=pb.BundleRef(
+                id=manifest.id,
+                name=manifest.name,
+                variant=self._scorer.variant.name,
+                normalized=manifest.normalization is not None,
+            ),
+            engine=self._scorer.engine.fingerprint,
+            timing=pb.Timing(
+                tokenize_ms=scores.timing.tokenize_ms,
+                queue_ms=scores.timing.queue_ms,
+                engine_ms=scores.timing.engine_ms,
+            ),
+        )
+
+
+def _parse(request: pb.ScoreRequest) -> ScoreRequest:
+    """Validated by the very model that validates JSON, so both give the same errors."""
+    content: dict[str, Any] = {}
+    if request.pairs or not request.HasField("group"):
+        content["pairs"] = [
+            {"prompt": _prompt(pair.prompt), "response": pair.response} for pair in request.pairs
+        ]
+    if request.HasField("group"):
+        content["prompt"] = _prompt(request.group.prompt)
+        content["responses"] = list(request.group.responses)
+    return parse(content)
+
+
+def _prompt(prompt: pb.Prompt) -> str | list[dict[str, str]] | None:
+    form = prompt.WhichOneof("form")
+    if form == "conversation":
+        messages = prompt.conversation.messages
+        return [{"role": message.role, "content": message.content} for message in messages]
+    return prompt.text if form else None
+
+
+def _refuse(context: Context, error: RewardError) -> None:
+    context.set_code(grpc.StatusCode[error.grpc_status])
+    context.set_details(error.message)
+    context.set_trailing_metadata(
+        [("reward-error-code", error.code), ("reward-error-field", error.field or "")]
+    )
