@@ -27,6 +27,9 @@ class ServiceConfig(BaseModel):
     max_queued_tokens: Positive = 4_000_000
     "tokens waiting and running above which new requests get 503"
 
+    deadline_s: Annotated[float, Field(gt=0)] = 110.0
+    "how long a request may wait for its rewards; below the 120 s that slime's client waits"
+
     host: str = "127.0.0.1"
     port: Port = 8000
     grpc_port: Port = 9000
@@ -40,5 +43,7 @@ class ServiceConfig(BaseModel):
     max_header_bytes: Positive = 16 * 1024
     max_pairs: Positive = 8192
     "pairs in one request"
+    log_requests: bool = True
+    "one JSON line per request (id, counts, durations, codes) into Ray's log directory"
     drain_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     "how long SIGTERM waits for accepted requests"

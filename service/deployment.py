@@ -2,15 +2,21 @@
 
 import asyncio
 import gc
+import logging
+import sys
 from collections.abc import AsyncIterator
 
 from grpc_health.v1 import health_pb2
 from ray import serve
+from ray.serve.context import _get_serve_request_context
 from starlette.types import ASGIApp
 
 from service.config import ServiceConfig
+from service.exporter import Exporter, cluster_page
 from service.grpc_api import Context, GrpcApi
 from service.http_api import build_http
+from service.journal import Journal
+from service.metrics import Recorder
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.scorer import Scorer
 
@@ -25,12 +31,16 @@ class RewardReplica:
 
     def __init__(self, config: dict[str, object]) -> None:
         self._config = ServiceConfig.model_validate(config)
-        self._scorer = Scorer.open(self._config)
-        self._grpc = GrpcApi(self._scorer, self._config)
+        _log_requests(self._config)
+        recorder = Recorder()
+        self._scorer = Scorer.open(self._config, recorder)
+        self._journal = Journal(recorder, _request_id)
+        self._grpc = GrpcApi(self._scorer, self._config, self._journal)
+        self._exporter = Exporter(recorder)  # Serve constructs on the loop it will serve from
         gc.freeze()  # what start-up made is never garbage: keeps full collections short
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_http(self._scorer, self._config)
+        return build_http(self._scorer, self._config, self._journal, cluster_page)
 
     async def Score(self, request: pb.ScoreRequest, grpc_context: Context) -> pb.ScoreResponse:
         return await self._grpc.score(request, grpc_context)
@@ -60,3 +70,17 @@ class RewardReplica:
     def __del__(self) -> None:
         if scorer := getattr(self, "_scorer", None):
             scorer.close()
+
+
+def _request_id() -> str:
+    """The caller's x-request-id, or the one Serve made; Serve echoes it."""
+    return _get_serve_request_context().request_id
+
+
+def _log_requests(config: ServiceConfig) -> None:
+    """One JSON line per request on standard error, which Ray keeps in its log directory."""
+    handler = logging.StreamHandler(sys.stderr)
+    requests = logging.getLogger("reward.requests")
+    requests.setLevel(logging.INFO if config.log_requests else logging.WARNING)
+    requests.addHandler(handler)
+    requests.propagate = False

@@ -57,6 +57,13 @@ class Overloaded(RewardError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceeded(Overloaded):
+    """The pairs were not scored in time; those that had not run never will."""
+
+    code = "deadline_exceeded"
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
 class Draining(Overloaded):
     """The replica is leaving: what was accepted is answered, nothing new is taken."""
 

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from service.config import ServiceConfig
 from service.errors import RewardError
+from service.journal import Entry, Journal
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.request import ScoreRequest, parse
 from service.scorer import Scorer, Scores
@@ -35,19 +36,25 @@ class Context(Protocol):
 class GrpcApi:
     """The methods of RewardService and of grpc.health.v1.Health. No exception leaves them."""
 
-    def __init__(self, scorer: Scorer, config: ServiceConfig) -> None:
+    def __init__(self, scorer: Scorer, config: ServiceConfig, journal: Journal) -> None:
         self._scorer = scorer
         self._max_pairs = config.max_pairs
+        self._journal = journal
 
     async def score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        entry = Entry("Score", code="caller_left")
         try:
             pairs = _parse(request).as_pairs(self._max_pairs)
-            return self._response(await self._scorer.score(pairs))
+            entry.scores = await self._scorer.score(pairs)
+            entry.code = "OK"
+            return self._response(entry.scores)
         except RewardError as error:
-            _refuse(context, error)
+            _refuse(context, error, entry)
         except Exception:  # its text could name paths or content: log it here, send none of it
             log.exception("unhandled error in Score")
-            _refuse(context, RewardError("internal error; see the service's log"))
+            _refuse(context, RewardError("internal error; see the service's log"), entry)
+        finally:
+            self._journal.close(entry)
         return pb.ScoreResponse()
 
     def get_bundle(self) -> pb.GetBundleResponse:
@@ -128,7 +135,8 @@ def _prompt(prompt: pb.Prompt) -> str | list[dict[str, str]] | None:
     return prompt.text if form else None
 
 
-def _refuse(context: Context, error: RewardError) -> None:
+def _refuse(context: Context, error: RewardError, entry: Entry) -> None:
+    entry.code, entry.error = error.grpc_status, error.code
     context.set_code(grpc.StatusCode[error.grpc_status])
     context.set_details(error.message)
     context.set_trailing_metadata(

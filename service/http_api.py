@@ -1,7 +1,7 @@
 """`POST /score` and friends <-> scorer types. Only translates; knows nothing of Ray."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,10 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import InvalidRequest, Overloaded, RewardError, TooLarge
+from service.journal import Entry, Journal
 from service.request import ScoreRequest, parse_json
 from service.scorer import Scorer, Scores
 
 log = logging.getLogger("reward.http")
+
+METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
 class ResultBody(BaseModel):
@@ -57,7 +60,16 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
-def build_http(scorer: Scorer, config: ServiceConfig) -> ASGIApp:
+async def _no_metrics() -> bytes:
+    return b""
+
+
+def build_http(
+    scorer: Scorer,
+    config: ServiceConfig,
+    journal: Journal,
+    metrics_page: Callable[[], Awaitable[bytes]] = _no_metrics,
+) -> ASGIApp:
     """The ASGI application of one replica, behind its limits on headers and bodies."""
     api = FastAPI(
         title="reward-service",
@@ -87,7 +99,8 @@ def build_http(scorer: Scorer, config: ServiceConfig) -> ASGIApp:
     async def score(request: Request) -> Response:
         """Score pairs. Each gets one reward; identical requests get identical bits."""
         pairs = parse_json(await request.body()).as_pairs(config.max_pairs)
-        return Response(_render(scorer, await scorer.score(pairs)), media_type="application/json")
+        scores = request.state.entry.scores = await scorer.score(pairs)
+        return Response(_render(scorer, scores), media_type="application/json")
 
     @api.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -111,16 +124,24 @@ def build_http(scorer: Scorer, config: ServiceConfig) -> ASGIApp:
         """The manifest of the bundle that serves."""
         return manifest
 
+    @api.get("/metrics", tags=["metrics"])
+    async def metrics() -> Response:
+        """The whole cluster's series in Prometheus' text format."""
+        return Response(await metrics_page(), media_type=METRICS_TYPE)
+
     @api.exception_handler(RewardError)
     async def refuse(request: Request, error: RewardError) -> Response:
+        request.state.entry.error = error.code
         return error_response(error)
 
     @api.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:
         log.exception("unhandled error on %s", request.url.path)
+        request.state.entry.error = RewardError.code
         return error_response(RewardError("internal error; see the service's log"))
 
-    return Limits(api, config.max_body_bytes, config.max_header_bytes)
+    limited = Limits(api, config.max_body_bytes, config.max_header_bytes)
+    return Journaled(limited, journal, set(api.openapi()["paths"]))
 
 
 def error_response(error: RewardError) -> Response:
@@ -151,6 +172,33 @@ def _render(scorer: Scorer, scores: Scores) -> bytes:
     )
 
 
+class Journaled:
+    """Closes the journal's entry of every request; handlers find it at `request.state.entry`."""
+
+    def __init__(self, app: ASGIApp, journal: Journal, paths: set[str]) -> None:
+        self.app = app
+        self.journal = journal
+        self.paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        entry = Entry(path if path in self.paths else "unknown", code="caller_left")
+        scope.setdefault("state", {})["entry"] = entry
+
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                entry.code = str(message["status"])
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        finally:
+            self.journal.close(entry)
+
+
 class Limits:
     """Refuses what is too large before it is read: Ray Serve and its proxies set no limit."""
 
@@ -168,6 +216,7 @@ class Limits:
             self._check_headers(scope["headers"], headers)
             messages = await self._read(receive)
         except RewardError as error:
+            scope["state"]["entry"].error = error.code
             await error_response(error)(scope, receive, send)
             return
 

@@ -15,9 +15,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service import metrics
 from service.engine import Engine
-from service.errors import Draining, EngineFailure, NonFiniteReward, Overloaded, RewardError
-from service.planner import Budget, plan
+from service.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    NonFiniteReward,
+    Overloaded,
+    RewardError,
+)
+from service.metrics import Recorder
+from service.planner import Budget, padded_tokens, plan
 
 log = logging.getLogger("reward.scheduler")
 
@@ -57,18 +66,29 @@ class _Batch:
 class Scheduler:
     """One engine, one worker thread, one event loop."""
 
-    def __init__(self, engine: Engine, budget: Budget, max_queued_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        budget: Budget,
+        max_queued_tokens: int,
+        deadline_s: float = 110.0,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._engine = engine
         self._budget = budget
+        self._deadline_s = deadline_s
+        self._recorder = recorder or Recorder(listening=False)
         self._max_queued_tokens = max_queued_tokens
-        self._queued_tokens = 0
+        self._queued_tokens = 0  # waiting or in the engine
+        self._queued_rows = 0  # waiting
         self._turns: deque[_Request] = deque()
         self._draining = False
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def score(self, rows: Sequence[Sequence[int]]) -> Scored:
-        """Rewards of all rows. Raises Overloaded or Draining before anything is queued.
+        """Rewards of all rows. Raises Overloaded or Draining before anything is queued, and
+        DeadlineExceeded when they are not all there in time.
 
         A row that makes the engine fail raises EngineFailure with `row` set to its index; other
         requests in its batch are not touched. Cancelling drops the rows that have not run.
@@ -77,11 +97,17 @@ class Scheduler:
             return Scored([], 0.0, 0.0)
         request = self._admit(rows)
         try:
-            await request.done
-        finally:
-            for i in request.waiting:
-                self._queued_tokens -= len(rows[i])
-            request.waiting.clear()
+            async with asyncio.timeout(self._deadline_s):
+                await request.done
+        except TimeoutError:
+            self._drop(request, "deadline")
+            raise DeadlineExceeded(
+                f"{request.missing} of {len(rows)} pairs were not scored within "
+                f"deadline_s={self._deadline_s:g}; retry, or send less at a time"
+            ) from None
+        except asyncio.CancelledError:
+            self._drop(request, "caller_left")
+            raise
         rewards = []
         for i, outcome in enumerate(request.outcomes):
             if isinstance(outcome, RewardError):
@@ -94,6 +120,18 @@ class Scheduler:
             queue_ms=(request.started - request.submitted) * 1e3,
             engine_ms=request.engine_s * 1e3,
         )
+
+    def _drop(self, request: _Request, reason: str) -> None:
+        """Take back what has not run; rows that are in the engine end by themselves."""
+        self._recorder.add(metrics.DROPPED, len(request.waiting), reason)
+        self._queued_rows -= len(request.waiting)
+        self._queued_tokens -= sum(len(request.rows[i]) for i in request.waiting)
+        request.waiting.clear()
+        self._gauge()
+
+    def _gauge(self) -> None:
+        self._recorder.set(metrics.QUEUE_ROWS, self._queued_rows)
+        self._recorder.set(metrics.QUEUE_TOKENS, self._queued_tokens)
 
     async def drain(self) -> None:
         """Refuse what is new, return when everything accepted is answered."""
@@ -127,7 +165,9 @@ class Scheduler:
             missing=len(rows),
         )
         self._queued_tokens += tokens
+        self._queued_rows += len(rows)
         self._turns.append(request)
+        self._gauge()
         if self._loop_task is None:
             self._loop_task = loop.create_task(self._work())
         return request
@@ -153,6 +193,7 @@ class Scheduler:
         lengths = [len(request.rows[i]) for request, i in places]
         batch = _Batch([places[i] for i in plan(lengths, 0, self._budget)])
         self._turns.rotate(-1)
+        self._queued_rows -= len(batch.places)
         taken: dict[_Request, set[int]] = {}
         for request, i in batch.places:
             taken.setdefault(request, set()).add(i)
@@ -163,11 +204,18 @@ class Scheduler:
     def _finish(
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
     ) -> None:
-        for request, i in batch.places:
-            self._queued_tokens -= len(request.rows[i])
+        tokens = sum(map(len, batch.rows))
+        self._queued_tokens -= tokens
+        self._recorder.add(metrics.TOKENS, tokens)
+        self._recorder.add(metrics.PADDING, padded_tokens([*map(len, batch.rows)]) - tokens)
+        self._recorder.observe(metrics.BATCH_ROWS, len(batch.rows))
+        self._recorder.observe(metrics.ENGINE, engine_s)
+        self._gauge()
         for request in {request for request, _ in batch.places}:
             request.engine_s += engine_s
-            request.started = request.started or started
+            if not request.started:
+                request.started = started
+                self._recorder.observe(metrics.QUEUE_WAIT, started - request.submitted)
         for (request, i), outcome in zip(batch.places, outcomes, strict=True):
             request.outcomes[i] = outcome
             request.missing -= 1

@@ -10,10 +10,12 @@ from typing import Self
 import numpy as np
 
 from service import bundle as bundles
+from service import metrics
 from service.bundle import Bundle, GoldenRow
 from service.config import ServiceConfig
 from service.engine import Engine, OnnxEngine
 from service.errors import BundleError, RewardError
+from service.metrics import Recorder
 from service.planner import Budget
 from service.scheduler import Scheduler
 from service.text import Encoded, Encoder, Message, Prompt, Truncation
@@ -52,22 +54,33 @@ class Scores:
 class Scorer:
     """One bundle on one engine. Used from one event loop; `score` is safe to call concurrently."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, config: ServiceConfig) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        config: ServiceConfig,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.recorder = recorder or Recorder(listening=False)
         self.bundle = bundle
         self.variant = bundle.manifest.variant(config.variant)
         self.engine = engine
         self.encoder = Encoder.of(bundle)
         self.scheduler = Scheduler(
-            engine, Budget(config.max_batch_tokens, config.max_padding), config.max_queued_tokens
+            engine,
+            Budget(config.max_batch_tokens, config.max_padding),
+            config.max_queued_tokens,
+            config.deadline_s,
+            self.recorder,
         )
         self._tokenizers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     @classmethod
-    def open(cls, config: ServiceConfig) -> Self:
+    def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
         engine = OnnxEngine(bundle, config.variant, config.device, config.threads)
-        scorer = cls(bundle, engine, config)
+        scorer = cls(bundle, engine, config, recorder)
         scorer.verify()
         return scorer
 
@@ -109,11 +122,14 @@ class Scorer:
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._tokenizers, self.encode, pairs, truncation)
         tokenized = time.perf_counter()
+        self.recorder.observe(metrics.TOKENIZE, tokenized - started)
         try:
             scored = await self.scheduler.score([row.ids for row in encoded])
         except RewardError as error:
             error.field = error.field and error.field.replace("rows[", "pairs[")
             raise
+        self.recorder.add(metrics.ROWS, len(pairs), self.bundle.manifest.id)
+        self.recorder.rewards(self.bundle.manifest.id, scored.rewards)
         timing = Timing((tokenized - started) * 1e3, scored.queue_ms, scored.engine_ms)
         return Scores(self._results(encoded, scored.rewards), timing)
 

@@ -13,6 +13,8 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.engine import OnnxEngine
 from service.http_api import build_http
+from service.journal import Journal
+from service.metrics import Recorder
 from service.scorer import Scorer
 from tests.e2e.cases import REFUSED
 from training.demo.data import generate
@@ -41,7 +43,9 @@ def counting(bundle: Bundle, config: ServiceConfig):
 
 
 def client(scorer: Scorer, config: ServiceConfig) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(build_http(scorer, config), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(
+        build_http(scorer, config, Journal(Recorder())), raise_app_exceptions=False
+    )
     return httpx.AsyncClient(transport=transport, base_url="http://service", timeout=60)
 
 

@@ -1,0 +1,104 @@
+"""Recorder -> Ray's metrics, and the cluster's whole page in Prometheus' text format. Knows Ray."""
+
+import asyncio
+import logging
+import urllib.request
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ray
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from ray.serve import metrics as ray_metrics
+
+from service.metrics import SERIES, Labels, Recorder, Series
+
+log = logging.getLogger("reward.metrics")
+
+PERIOD_S = 0.5
+"with Ray's own report interval of 1 s, what happened is on the page within 2 s"
+NODE_TIMEOUT_S = 5
+
+
+class Exporter:
+    """Publishes what a recorder collects; made inside a replica, so that Ray adds its labels."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._series = {series: _make(series) for series in SERIES}
+        for series in SERIES:  # a series that had no event yet is there, with its value 0
+            if not series.labels and series.kind == "counter":
+                recorder.add(series, 0)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            self.publish()
+
+    def publish(self) -> None:
+        taken = self._recorder.drain()
+        for (series, labels), value in taken.added.items():
+            if value:
+                self._series[series].inc(value, tags=_tags(series, labels))
+        for (series, labels), value in taken.current.items():
+            self._series[series].set(value, tags=_tags(series, labels))
+        for (series, labels), values in taken.observed.items():
+            for value in values:
+                self._series[series].observe(value, tags=_tags(series, labels))
+
+
+async def cluster_page() -> bytes:
+    """The metrics of every live node's agent, each family once. A node that is gone is left out."""
+    addresses = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    pages = await asyncio.gather(*(asyncio.to_thread(_fetch, address) for address in addresses))
+    return await asyncio.to_thread(merge, [page for page in pages if page is not None])
+
+
+def merge(pages: Iterable[str]) -> bytes:
+    """Pages in Prometheus' text format as one: one HELP and TYPE per family, all samples."""
+    families: dict[str, Metric] = {}
+    for page in pages:
+        for family in text_string_to_metric_families(page):
+            known = families.setdefault(family.name, family)
+            if known is not family:
+                known.samples += family.samples
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(families.values()))
+    return generate_latest(registry)
+
+
+class _Families:
+    """What prometheus_client asks for to render families that exist already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def _fetch(address: str) -> str | None:
+    try:
+        with urllib.request.urlopen(address, timeout=NODE_TIMEOUT_S) as response:
+            return str(response.read().decode())
+    except OSError as error:
+        log.warning("no metrics from a node: %s", error)
+        return None
+
+
+def _make(series: Series) -> Any:
+    labels: Any = series.labels  # Ray annotates tuple[str], a tuple of one
+    if series.kind == "histogram":
+        boundaries = list(series.buckets)
+        return ray_metrics.Histogram(series.name, series.help, boundaries, tag_keys=labels)
+    kind = ray_metrics.Counter if series.kind == "counter" else ray_metrics.Gauge
+    return kind(series.name, series.help, tag_keys=labels)
+
+
+def _tags(series: Series, labels: Labels) -> dict[str, str]:
+    return dict(zip(series.labels, labels, strict=True))

@@ -1,0 +1,58 @@
+"""What is kept about a request: id, counts, durations, codes; never a prompt, a response, a key."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from service import metrics
+from service.metrics import Recorder
+from service.scorer import Scores
+
+log = logging.getLogger("reward.requests")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request, filled in as it goes."""
+
+    route: str
+    code: str = ""
+    "HTTP status or name of the gRPC status"
+    error: str | None = None
+    scores: Scores | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Journal:
+    """Counts every request and writes one JSON line about it."""
+
+    def __init__(self, recorder: Recorder, request_id: Callable[[], str] = str) -> None:
+        self._recorder = recorder
+        self._request_id = request_id
+
+    def close(self, entry: Entry) -> None:
+        self._recorder.add(metrics.REQUESTS, 1, entry.route, entry.code)
+        if entry.error:
+            self._recorder.add(metrics.ERRORS, 1, entry.error)
+        if log.isEnabledFor(logging.INFO):
+            log.info(self._line(entry))
+
+    def _line(self, entry: Entry) -> str:
+        line = {
+            "time": round(time.time(), 3),
+            "request_id": self._request_id(),
+            "route": entry.route,
+            "code": entry.code,
+            "total_ms": round((time.perf_counter() - entry.started) * 1e3, 3),
+        }
+        if entry.error:
+            line["error"] = entry.error
+        if scores := entry.scores:
+            line["pairs"] = len(scores.results)
+            line["tokens"] = sum(result.tokens for result in scores.results)
+            line["tokenize_ms"] = round(scores.timing.tokenize_ms, 3)
+            line["queue_ms"] = round(scores.timing.queue_ms, 3)
+            line["engine_ms"] = round(scores.timing.engine_ms, 3)
+        return json.dumps(line)

@@ -1,0 +1,115 @@
+"""The metrics page of a running service, and a real Prometheus that scrapes it."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.bundle import Bundle
+from service.metrics import SERIES
+from tests.e2e.cases import SCORED
+from training.demo.walk import serving
+
+
+@pytest.fixture(scope="module")
+def service(bundle: Bundle):
+    with serving(bundle.path) as service:
+        for request in SCORED.values():
+            assert httpx.post(f"{service.url}/score", json=request).status_code == 200
+        assert httpx.post(f"{service.url}/score", json={}).status_code == 400
+        with pytest.raises(httpx.ReadTimeout):  # a caller that leaves: its pairs are dropped
+            request = {"prompt": "a", "responses": [f"{i} " * 60 for i in range(8000)]}
+            httpx.post(f"{service.url}/score", json=request, timeout=httpx.Timeout(9, read=0.3))
+        yield service
+
+
+def _samples(service) -> dict[str, float]:
+    page = httpx.get(f"{service.url}/metrics").text
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0) + sample.value
+    return sums
+
+
+def _names(series) -> list[str]:
+    suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
+    return [f"ray_{series.name}{suffix}" for suffix in suffixes[series.kind]]
+
+
+def test_a_request_is_on_the_page_within_two_seconds(service) -> None:
+    before = _samples(service).get("ray_reward_rows_total", 0)
+    httpx.post(f"{service.url}/score", json=SCORED["a group"])
+    sent = time.monotonic()
+    while _samples(service).get("ray_reward_rows_total", 0) < before + 3:
+        assert time.monotonic() - sent < 2.5  # 2 s, and the time of one look at the page
+        time.sleep(0.05)
+
+
+def test_every_declared_series_is_there_and_counts_add_up(service) -> None:
+    time.sleep(2)
+    samples = _samples(service)
+    missing = [name for series in SERIES for name in _names(series) if name not in samples]
+    assert not missing
+    assert samples["ray_reward_tokens_total"] > samples["ray_reward_padding_tokens_total"] >= 0
+    assert samples["ray_reward_batch_rows_count"] == samples["ray_reward_engine_seconds_count"]
+    assert samples["ray_reward_dropped_rows_total"] > 0
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's package prometheus")
+def test_a_real_prometheus_scrapes_it_and_answers_for_each_series(service, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "prometheus.yml").write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": "1s"},
+                "scrape_configs": [
+                    {
+                        "job_name": "reward",
+                        "static_configs": [{"targets": [service.url.removeprefix("http://")]}],
+                    }
+                ],
+            }
+        )
+    )
+    process = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def value(query: str) -> list:
+        url = f"http://127.0.0.1:{port}/api/v1/query"
+        return httpx.get(url, params={"query": query}).json()["data"]["result"]
+
+    try:
+        names = [name for series in SERIES for name in _names(series)]
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            try:
+                if all(value(name) for name in names):
+                    break
+            except httpx.TransportError:
+                continue
+        assert [name for name in names if not value(name)] == []
+        median = value(
+            "histogram_quantile(0.5, sum by (le) (ray_reward_distribution_bucket_total))"
+        )
+        assert -6 <= float(median[0]["value"][1]) <= 6
+    finally:
+        process.terminate()
+        process.wait(20)

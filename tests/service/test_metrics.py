@@ -1,0 +1,77 @@
+"""The recorder, and pages merged."""
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import metrics
+from service.exporter import merge
+from service.metrics import REWARD_BOUNDARIES, SERIES, Recorder
+
+
+def test_names_are_unique_and_say_their_unit() -> None:
+    assert len({series.name for series in SERIES}) == len(SERIES)
+    for series in SERIES:
+        assert series.name.startswith("reward_") and series.help.endswith(".")
+        timed = series.buckets and series.name != "reward_batch_rows"
+        assert bool(timed) == series.name.endswith("_seconds")
+
+
+def test_the_distribution_of_rewards_is_cumulative_and_gives_the_mean() -> None:
+    recorder = Recorder()
+    rewards = np.random.default_rng(0).normal(0, 3, 500).tolist()
+    rewards += [-1.0, 0.0, 6.0]  # on a boundary: at or below it
+    recorder.rewards("b", rewards)
+    added = recorder.drain().added
+    for boundary in REWARD_BOUNDARIES:
+        expected = sum(reward <= boundary for reward in rewards)
+        assert added[metrics.REWARD_BUCKET, ("b", f"{boundary:g}")] == expected
+    assert added[metrics.REWARD_BUCKET, ("b", "+Inf")] == len(rewards)
+    total = added[metrics.REWARD_POSITIVE, ("b",)] - added[metrics.REWARD_NEGATIVE, ("b",)]
+    assert total == pytest.approx(sum(rewards))
+
+
+def test_draining_hands_over_once_and_gauges_keep_their_value() -> None:
+    recorder = Recorder()
+    recorder.add(metrics.PADDING, 3)
+    recorder.set(metrics.QUEUE_ROWS, 7)
+    recorder.observe(metrics.ENGINE, 0.5)
+    first, second = recorder.drain(), recorder.drain()
+    assert first.added == {(metrics.PADDING, ()): 3}
+    assert first.observed == {(metrics.ENGINE, ()): [0.5]}
+    assert not second.added and not second.observed
+    assert second.current == {(metrics.QUEUE_ROWS, ()): 7}
+
+
+def test_a_recorder_nobody_drains_keeps_nothing() -> None:
+    recorder = Recorder(listening=False)
+    recorder.add(metrics.PADDING, 3)
+    recorder.observe(metrics.ENGINE, 0.5)
+    recorder.rewards("b", [1.0])
+    assert not recorder.added and not recorder.observed
+
+
+PAGE = """# HELP ray_x_total Things.
+# TYPE ray_x_total counter
+ray_x_total{node="NODE"} 2.0
+# HELP ray_h Seconds.
+# TYPE ray_h histogram
+ray_h_bucket{node="NODE",le="1"} 1
+ray_h_bucket{node="NODE",le="+Inf"} 2
+ray_h_count{node="NODE"} 2
+ray_h_sum{node="NODE"} 3.5
+"""
+
+
+def test_pages_of_two_nodes_become_one_with_one_type_per_family() -> None:
+    page = merge([PAGE.replace("NODE", "a"), PAGE.replace("NODE", "b")]).decode()
+    assert page.count("# TYPE ray_x_total counter") == 1
+    assert page.count("# TYPE ray_h histogram") == 1
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    assert len(samples) == 10
+    assert samples["ray_x_total", (("node", "b"),)] == 2
+    assert samples["ray_h_bucket", (("le", "+Inf"), ("node", "a"))] == 2
