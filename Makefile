@@ -7,12 +7,13 @@ EXTRAS := cpu,serve,train,dev
 PROTO := service/proto/reward/v1/reward.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto serve lock clean
+.PHONY: help setup demo test check proto k8s-check serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
 	@echo "make check    format, lint, types, import arrows"
 	@echo "make proto    generate the gRPC stubs again"
+	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
 
@@ -41,6 +42,9 @@ check: $(STAMP)
 	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto $(PROTO)
 	diff -r build/proto/service/proto/reward/v1 service/proto/reward/v1 -x __init__.py -x '*.proto' -x __pycache__
 	$(BIN)/lint-imports
+
+k8s-check: $(STAMP)
+	$(BIN)/python k8s/check.py
 
 serve: $(STAMP)
 	$(BIN)/reward-serve run $(BUNDLE)

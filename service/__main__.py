@@ -55,7 +55,8 @@ def run(
     ingress: Annotated[str, typer.Option(help="auto, haproxy or python")] = _default("ingress"),
     replicas: int = _default("replicas"),
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, any field of ServiceConfig")
+        list[str] | None,
+        typer.Option("--set", help="key=value, a field of ServiceConfig without a flag"),
     ] = None,
 ) -> None:
     """Serve a bundle over HTTP and gRPC until SIGTERM, then drain."""
@@ -63,28 +64,57 @@ def run(
     from service.bundle import load
     from service.engine import resolve_device
 
-    config = _config(
-        bundle=bundle.resolve(),
-        host=host,
-        port=port,
-        grpc_port=grpc_port,
-        device=device,
-        variant=variant,
-        threads=threads,
-        ingress=ingress,
-        replicas=replicas,
-        **dict(setting.partition("=")[::2] for setting in settings or []),
-    )
+    flags = {
+        "bundle": bundle.resolve(),
+        "host": host,
+        "port": port,
+        "grpc_port": grpc_port,
+        "device": device,
+        "variant": variant,
+        "threads": threads,
+        "ingress": ingress,
+        "replicas": replicas,
+    }
+    config = _config(dict(setting.partition("=")[::2] for setting in settings or []), flags)
     # what can be refused before Ray starts is refused in a second, not in ten
     resolve_device(config.device, load(config.bundle).manifest.variant(variant).devices)
     serving.run(config, announce=lambda line: print(line, flush=True))
 
 
-def _config(**values: Any) -> ServiceConfig:
+@app.command()
+def score(
+    bundle: BundlePath,
+    data: Annotated[Path, typer.Option(help="JSONL, gzipped or not, or Parquet.")],
+    out: Annotated[Path, typer.Option(help="JSON lines to write, one per row of the data.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = _default("device"),
+    variant: str = _default("variant"),
+) -> None:
+    """Score a file without a server; goes on where an earlier call stopped."""
+    from rich.progress import Progress
+
+    from service.offline import count_rows, score_file
+    from service.scorer import Scorer
+
+    flags = {"bundle": bundle, "device": device, "variant": variant}
+    scorer = Scorer.open(_config({}, flags))
+    done = 0
+    try:
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("rows", total=count_rows(data))
+            for done in score_file(scorer, data, out):
+                progress.update(task, completed=done)
+    finally:
+        scorer.close()
+    console.print(f"{done} rows in {out}")
+
+
+def _config(settings: dict[str, str], flags: dict[str, Any]) -> ServiceConfig:
     from pydantic import ValidationError
 
+    if both := sorted(settings.keys() & flags.keys()):
+        raise RewardError(f"--set {both[0]}: it has a flag of its own, --{both[0]}")
     try:
-        return ServiceConfig(**values)
+        return ServiceConfig(**settings, **flags)
     except ValidationError as error:
         first = error.errors()[0]
         raise RewardError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

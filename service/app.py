@@ -46,7 +46,7 @@ def uses_haproxy(config: ServiceConfig) -> bool:
 
 
 def environment(config: ServiceConfig) -> dict[str, str]:
-    """What Ray reads once, when it is imported. A value that is already set wins.
+    """What Ray reads once, when it is imported. What is set already wins, but for the ingress.
 
     Ports that only Ray's own processes use are free ones, so several services fit on one machine.
     """
@@ -61,14 +61,14 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_metrics_report_interval_ms": "1000",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1" if uses_haproxy(config) else "0",
         # Requests in flight on a replica that dies are replayed; scoring is idempotent.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),  # Ray's default is 2 GiB
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
-    return {name: os.environ.get(name, value) for name, value in values.items()}
+    values = {name: os.environ.get(name, value) for name, value in values.items()}
+    return values | {"RAY_SERVE_ENABLE_HA_PROXY": "1" if uses_haproxy(config) else "0"}
 
 
 def _free_ports(count: int) -> list[int]:

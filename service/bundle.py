@@ -53,10 +53,6 @@ class Architecture(Schema):
     vocab_size: Positive
     parameters: Positive
 
-    def kv_bytes_per_token(self, itemsize: int = 4) -> int:
-        """Bytes of key and value states one token keeps, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
-
 
 class TextRules(Schema):
     """How a conversation becomes token ids; the same in training and in serving."""
@@ -137,6 +133,8 @@ class Manifest(Schema):
     evaluation: dict[str, object]
     provenance: Provenance
     files: dict[FileName, FileDigest]
+    checksum: Sha256
+    "SHA-256 of this manifest without this field: it catches damage, the id says what it is"
 
     def variant(self, name: str) -> Variant:
         for variant in self.variants:
@@ -173,9 +171,12 @@ class Bundle(Schema):
 
     def golden(self) -> list[GoldenRow]:
         try:
-            return [GoldenRow(**row) for row in json.loads(self.file(GOLDEN).read_bytes())]
+            rows = json.loads(self.file(GOLDEN).read_bytes())
+            if not isinstance(rows, list):
+                raise TypeError(f"{type(rows).__name__} instead of a list")
+            return [GoldenRow(**row) for row in rows]
         except (ValueError, TypeError) as error:
-            raise BundleError(f"{GOLDEN}: not a list of golden rows: {error}") from error
+            raise BundleError(f"{GOLDEN}: not golden rows: {error}", field=GOLDEN) from error
 
 
 def identity(
@@ -187,12 +188,12 @@ def identity(
 ) -> str:
     """`sha256:...` over all that determines a reward, and over nothing else.
 
-    Graphs, tokenizer, template, limits, special tokens and normalisation count. Report, golden
-    scores and provenance do not: they are digested beside it.
+    Graphs, tokenizer, template, limits, special tokens and normalisation count: of the files, all
+    but the golden scores and the report, which are digested beside it.
     """
-    variants = tuple(variants)
-    graphs = {name for v in variants for name in (v.graph, *v.data)}
-    determining = sorted(graphs | ({TOKENIZER, TEMPLATE} & files.keys()))
+    determining = sorted(
+        name for name in files if name != GOLDEN and not name.startswith(f"{REPORT_DIR}/")
+    )
     subject = {
         "schema_version": SCHEMA_VERSION,
         "files": {name: files[name].sha256 for name in determining},
@@ -204,6 +205,12 @@ def identity(
     }
     canonical = json.dumps(subject, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _checksum(manifest: Manifest) -> str:
+    fields = manifest.model_dump(mode="json", exclude={"checksum"})
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def digest(path: Path) -> FileDigest:
@@ -238,8 +245,10 @@ def write_manifest(
         evaluation=evaluation,
         provenance=provenance,
         files=files,
+        checksum="0" * 64,
     )
-    content = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False)
+    fields = manifest.model_dump(mode="json") | {"checksum": _checksum(manifest)}
+    content = json.dumps(fields, indent=2, allow_nan=False)
     (path / MANIFEST).write_text(content + "\n", encoding="utf-8")
     return load(path)
 
@@ -305,6 +314,11 @@ def _check_references(manifest: Manifest) -> None:
         manifest.normalization,
         manifest.variants,
     )
+    if manifest.checksum != _checksum(manifest):
+        raise BundleError(
+            f"{MANIFEST}: its checksum is not that of its content; it was edited or damaged",
+            field="checksum",
+        )
     if manifest.id != expected:
         raise BundleError(
             f"{MANIFEST}: id is {manifest.id}, its content gives {expected}; it was edited",

@@ -45,5 +45,9 @@ class ServiceConfig(BaseModel):
     "pairs in one request"
     log_requests: bool = True
     "one JSON line per request (id, counts, durations, codes) into Ray's log directory"
+    stuck_after_s: Annotated[float, Field(gt=0)] = 300.0
+    "an engine run that takes longer makes the replica unhealthy"
+    drain_notice_s: Annotated[float, Field(ge=0)] = 2.0
+    "how long SIGTERM answers 503 at least before the application goes"
     drain_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     "how long SIGTERM waits for accepted requests"

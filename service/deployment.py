@@ -60,12 +60,17 @@ class RewardReplica:
             yield response
 
     async def drain(self) -> None:
-        """Refuse new requests with 503, return when every accepted one is answered."""
-        await self._scorer.drain()
+        """Refuse new requests with 503, return when every accepted one is answered.
+
+        It takes a moment at least, in which load balancers see 503 and go elsewhere.
+        """
+        await asyncio.gather(self._scorer.drain(), asyncio.sleep(self._config.drain_notice_s))
 
     async def check_health(self) -> None:
-        """Called by Serve. An event loop or an engine thread that is stuck does not answer."""
-        await asyncio.sleep(0)
+        """Called by Serve, which replaces a replica that raises or whose event loop is stuck."""
+        running_s = self._scorer.scheduler.running_s
+        if running_s > self._config.stuck_after_s:
+            raise RuntimeError(f"one engine run has taken {running_s:.0f} s")
 
     def __del__(self) -> None:
         if scorer := getattr(self, "_scorer", None):

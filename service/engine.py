@@ -47,14 +47,17 @@ class OnnxEngine:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        if self.device == "cuda":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.device == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-        self._session = ort.InferenceSession(
-            os.fspath(bundle.file(chosen.graph)), options, providers=providers
-        )
+        try:
+            self._session = ort.InferenceSession(
+                os.fspath(bundle.file(chosen.graph)), options, providers=providers
+            )
+        except Exception as error:  # onnxruntime has a dozen classes for it
+            raise BundleError(
+                f"{chosen.graph}: ONNX Runtime cannot open it: {error}", field=chosen.graph
+            ) from error
         if self.device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
             raise DeviceUnavailable(
                 "device cuda was asked for, but ONNX Runtime could not start its CUDA provider; "
@@ -91,18 +94,31 @@ def usable_cpus() -> int:
     return max(1, min(cpus, math.ceil(quota) if quota else cpus))
 
 
-def _cgroup_quota() -> float | None:
-    for file in ("cpu.max", "cpu/cpu.cfs_quota_us"):
-        path = Path("/sys/fs/cgroup") / file
-        if not path.is_file():
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs that the tightest limit on this process's cgroup, or one above it, leaves it."""
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text().splitlines() if own.is_file() else []
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
             continue
-        quota, *period = path.read_text().split()
-        if quota in ("max", "-1"):
-            return None
-        if not period:
-            period = [(path.parent / "cpu.cfs_period_us").read_text()]
-        return float(quota) / float(period[0])
-    return None
+        base = root / controllers if controllers else root
+        group = base / path.lstrip("/")
+        quotas += [_quota(folder) for folder in (group, *group.parents) if folder.is_dir()]
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    """One group's limit, in CPUs: cgroup v2's cpu.max, or v1's pair of files."""
+    v2, v1 = folder / "cpu.max", folder / "cpu.cfs_quota_us"
+    if v2.is_file():
+        quota, period = v2.read_text().split()
+    elif v1.is_file():
+        quota, period = v1.read_text(), (folder / "cpu.cfs_period_us").read_text()
+    else:
+        return None
+    return None if quota.strip() in ("max", "-1") else float(quota) / float(period)
 
 
 def instruction_set() -> str:
@@ -125,7 +141,8 @@ def resolve_device(device: str, supported: Sequence[str]) -> str:
             'install the "gpu" extra instead of "cpu", or use --device cpu'
         )
     if device == "auto":
-        device = "cuda" if has_cuda and Path("/dev/nvidiactl").exists() else "cpu"
+        usable = has_cuda and "cuda" in supported and Path("/dev/nvidiactl").exists()
+        device = "cuda" if usable else "cpu"
     if device not in supported:
         raise DeviceUnavailable(f"device {device}: this variant supports {', '.join(supported)}")
     return device

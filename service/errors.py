@@ -71,13 +71,6 @@ class Draining(Overloaded):
     grpc_status = "UNAVAILABLE"
 
 
-class NotReady(Overloaded):
-    """The replica has not reproduced the bundle's golden scores yet."""
-
-    code = "not_ready"
-    grpc_status = "UNAVAILABLE"
-
-
 class EngineFailure(RewardError):
     """The engine failed on this very row; its neighbours were scored."""
 

@@ -44,8 +44,9 @@ class GrpcApi:
     async def score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         entry = Entry("Score", code="caller_left")
         try:
-            pairs = _parse(request).as_pairs(self._max_pairs)
-            entry.scores = await self._scorer.score(pairs)
+            asked = _parse(request)
+            pairs = asked.as_pairs(self._max_pairs)
+            entry.scores = await self._scorer.score(pairs, asked.truncation)
             entry.code = "OK"
             return self._response(entry.scores)
         except RewardError as error:
@@ -69,7 +70,7 @@ class GrpcApi:
             context.set_code(grpc.StatusCode.NOT_FOUND)
             context.set_details(f"service {request.service!r} is unknown; there is {SERVICE}")
             return health_pb2.HealthCheckResponse(status=status.SERVICE_UNKNOWN)
-        draining = self._scorer.scheduler.draining
+        draining = self._scorer.draining
         return health_pb2.HealthCheckResponse(
             status=status.NOT_SERVING if draining else status.SERVING
         )
@@ -77,14 +78,11 @@ class GrpcApi:
     async def watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The status now and at each change."""
-        last = None
-        while True:
-            response = self.check(request, context)
-            if response.status != last:
-                last = response.status
-                yield response
+        """The status now, and NOT_SERVING when the replica drains; then the stream ends."""
+        yield self.check(request, context)
+        while not self._scorer.draining:
             await asyncio.sleep(0.5)
+        yield self.check(request, context)
 
     def _response(self, scores: Scores) -> pb.ScoreResponse:
         manifest = self._scorer.bundle.manifest
@@ -116,7 +114,7 @@ class GrpcApi:
 
 def _parse(request: pb.ScoreRequest) -> ScoreRequest:
     """Validated by the very model that validates JSON, so both give the same errors."""
-    content: dict[str, Any] = {}
+    content: dict[str, Any] = {"truncation": request.truncation or "prompt"}
     if request.pairs or not request.HasField("group"):
         content["pairs"] = [
             {"prompt": _prompt(pair.prompt), "response": pair.response} for pair in request.pairs

@@ -17,6 +17,7 @@ from service.scorer import Scorer, Scores
 
 log = logging.getLogger("reward.http")
 
+COMPONENTS = "#/components/schemas/"
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -89,7 +90,7 @@ def build_http(
     body = {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": ScoreRequest.model_json_schema()}},
+            "content": {"application/json": {"schema": {"$ref": f"{COMPONENTS}ScoreRequest"}}},
         }
     }
 
@@ -98,8 +99,9 @@ def build_http(
     )
     async def score(request: Request) -> Response:
         """Score pairs. Each gets one reward; identical requests get identical bits."""
-        pairs = parse_json(await request.body()).as_pairs(config.max_pairs)
-        scores = request.state.entry.scores = await scorer.score(pairs)
+        asked = parse_json(await request.body())
+        scores = await scorer.score(asked.as_pairs(config.max_pairs), asked.truncation)
+        request.state.entry.scores = scores
         return Response(_render(scorer, scores), media_type="application/json")
 
     @api.get("/healthz", tags=["health"])
@@ -110,7 +112,7 @@ def build_http(
     @api.get("/readyz", tags=["health"])
     async def readyz(response: Response) -> dict[str, str]:
         """The golden scores were reproduced, and new requests are taken."""
-        if scorer.scheduler.draining:
+        if scorer.draining:
             response.status_code = 503
             return {"status": "draining"}
         return {
@@ -140,6 +142,8 @@ def build_http(
         request.state.entry.error = RewardError.code
         return error_response(RewardError("internal error; see the service's log"))
 
+    schema = ScoreRequest.model_json_schema(ref_template=COMPONENTS + "{model}")
+    api.openapi()["components"]["schemas"] |= {**schema.pop("$defs"), "ScoreRequest": schema}
     limited = Limits(api, config.max_body_bytes, config.max_header_bytes)
     return Journaled(limited, journal, set(api.openapi()["paths"]))
 

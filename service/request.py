@@ -6,17 +6,17 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError,
 
 from service.errors import InvalidRequest, TooLarge
 from service.scorer import Pair
-from service.text import Message
+from service.text import Message, Truncation
 
 
 def _prompt_form(value: Any) -> str | None:
     if isinstance(value, str):
-        return "text"
-    return "messages" if isinstance(value, list | tuple) else None
+        return "<text>"
+    return "<messages>" if isinstance(value, list | tuple) else None
 
 
 PromptField = Annotated[
-    Annotated[str, Tag("text")] | Annotated[tuple[Message, ...], Tag("messages")],
+    Annotated[str, Tag("<text>")] | Annotated[tuple[Message, ...], Tag("<messages>")],
     Discriminator(
         _prompt_form,
         custom_error_type="prompt_form",
@@ -41,6 +41,8 @@ class ScoreRequest(BaseModel):
     pairs: list[ScorePair] | None = None
     prompt: PromptField | None = None
     responses: list[str] | None = None
+    truncation: Truncation = "prompt"
+    'over its token limit a text is cut ("prompt") or refused ("error")'
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -93,7 +95,7 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     for part in first["loc"]:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif part not in ("text", "messages"):
+        elif part not in ("<text>", "<messages>"):
             field += f".{part}" if field else part
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field or 'body'}: {message}", field=field or "body")

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from service import metrics
 from service.engine import Engine
 from service.errors import (
     DeadlineExceeded,
-    Draining,
     EngineFailure,
     NonFiniteReward,
     Overloaded,
@@ -31,6 +31,9 @@ from service.planner import Budget, padded_tokens, plan
 log = logging.getLogger("reward.scheduler")
 
 Outcome = float | RewardError
+
+WINDOW_ROWS, WINDOW_ROWS_PER_REQUEST = 2048, 256
+"rows that one batch is planned over: enough for a good fit, few enough for a millisecond"
 
 
 @dataclass(slots=True)
@@ -47,7 +50,8 @@ class _Request:
     rows: Sequence[Sequence[int]]
     done: asyncio.Future[None]
     submitted: float
-    waiting: deque[int]
+    waiting: dict[int, None]
+    "indices of the rows that have not run, oldest first"
     outcomes: list[Outcome | None]
     missing: int
     started: float = 0.0
@@ -82,12 +86,12 @@ class Scheduler:
         self._queued_tokens = 0  # waiting or in the engine
         self._queued_rows = 0  # waiting
         self._turns: deque[_Request] = deque()
-        self._draining = False
+        self._running_since: float | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def score(self, rows: Sequence[Sequence[int]]) -> Scored:
-        """Rewards of all rows. Raises Overloaded or Draining before anything is queued, and
+        """Rewards of all rows. Raises Overloaded before anything is queued, and
         DeadlineExceeded when they are not all there in time.
 
         A row that makes the engine fail raises EngineFailure with `row` set to its index; other
@@ -133,22 +137,15 @@ class Scheduler:
         self._recorder.set(metrics.QUEUE_ROWS, self._queued_rows)
         self._recorder.set(metrics.QUEUE_TOKENS, self._queued_tokens)
 
-    async def drain(self) -> None:
-        """Refuse what is new, return when everything accepted is answered."""
-        self._draining = True
-        while self._loop_task is not None:
-            await asyncio.sleep(0.01)
-
     @property
-    def draining(self) -> bool:
-        return self._draining
+    def running_s(self) -> float:
+        """How long the batch in the engine has been there; 0 when it is free."""
+        return 0.0 if self._running_since is None else time.perf_counter() - self._running_since
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _admit(self, rows: Sequence[Sequence[int]]) -> _Request:
-        if self._draining:
-            raise Draining("this replica is shutting down; send the request again")
         tokens = sum(map(len, rows))
         if self._queued_tokens and self._queued_tokens + tokens > self._max_queued_tokens:
             raise Overloaded(
@@ -160,7 +157,7 @@ class Scheduler:
             rows=rows,
             done=loop.create_future(),
             submitted=time.perf_counter(),
-            waiting=deque(range(len(rows))),
+            waiting=dict.fromkeys(range(len(rows))),
             outcomes=[None] * len(rows),
             missing=len(rows),
         )
@@ -175,12 +172,21 @@ class Scheduler:
     async def _work(self) -> None:
         """Run batches while anything waits."""
         loop = asyncio.get_running_loop()
+        batch = None
         try:
             while batch := self._next_batch():
-                started = time.perf_counter()
+                self._running_since = started = time.perf_counter()
                 outcomes = await loop.run_in_executor(self._worker, self._run, batch.rows)
+                self._running_since = None
                 self._finish(batch, outcomes, started, time.perf_counter() - started)
+        except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
+            log.exception("the scheduler failed")
+            running = [request for request, _ in batch.places] if batch else []
+            for request in {*self._turns, *running}:
+                if not request.done.done():
+                    request.done.set_exception(EngineFailure(f"scheduler: {error!r}"))
         finally:
+            self._running_since = None
             self._loop_task = None
 
     def _next_batch(self) -> _Batch | None:
@@ -189,17 +195,20 @@ class Scheduler:
             self._turns.popleft()
         if not self._turns:
             return None
-        places = [(request, i) for request in self._turns for i in request.waiting]
+        places = list(islice(self._window(), WINDOW_ROWS))
         lengths = [len(request.rows[i]) for request, i in places]
         batch = _Batch([places[i] for i in plan(lengths, 0, self._budget)])
         self._turns.rotate(-1)
         self._queued_rows -= len(batch.places)
-        taken: dict[_Request, set[int]] = {}
         for request, i in batch.places:
-            taken.setdefault(request, set()).add(i)
-        for request, indices in taken.items():
-            request.waiting = deque(i for i in request.waiting if i not in indices)
+            del request.waiting[i]
         return batch
+
+    def _window(self) -> Iterator[tuple[_Request, int]]:
+        """Waiting rows to plan over: some of every request, so that planning takes bounded time."""
+        for request in self._turns:
+            for i in islice(request.waiting, WINDOW_ROWS_PER_REQUEST):
+                yield request, i
 
     def _finish(
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
@@ -226,6 +235,7 @@ class Scheduler:
         """In the worker thread. A batch that fails is halved until only the guilty row fails."""
         try:
             rewards = self._engine.run(rows)
+            assert len(rewards) == len(rows), "an engine gives one reward per row"
         except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
             if len(rows) == 1:
                 log.exception("the engine failed on a row of %d tokens", len(rows[0]))

@@ -14,7 +14,7 @@ from service import metrics
 from service.bundle import Bundle, GoldenRow
 from service.config import ServiceConfig
 from service.engine import Engine, OnnxEngine
-from service.errors import BundleError, RewardError
+from service.errors import BundleError, Draining, RewardError
 from service.metrics import Recorder
 from service.planner import Budget
 from service.scheduler import Scheduler
@@ -73,6 +73,8 @@ class Scorer:
             config.deadline_s,
             self.recorder,
         )
+        self.draining = False
+        self._in_flight = 0
         self._tokenizers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     @classmethod
@@ -118,9 +120,22 @@ class Scorer:
 
         Raises InvalidRequest, TooLong, Overloaded, Draining, EngineFailure; `field` names the pair.
         """
+        if self.draining:
+            raise Draining("this replica is shutting down; send the request again")
+        self._in_flight += 1
+        try:
+            return await self._score(pairs, truncation)
+        finally:
+            self._in_flight -= 1
+
+    async def _score(self, pairs: Sequence[Pair], truncation: Truncation) -> Scores:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(self._tokenizers, self.encode, pairs, truncation)
+        try:
+            encoded = await loop.run_in_executor(self._tokenizers, self.encode, pairs, truncation)
+        except asyncio.CancelledError:
+            self.recorder.add(metrics.DROPPED, len(pairs), "caller_left")
+            raise
         tokenized = time.perf_counter()
         self.recorder.observe(metrics.TOKENIZE, tokenized - started)
         try:
@@ -159,7 +174,10 @@ class Scorer:
         ]
 
     async def drain(self) -> None:
-        await self.scheduler.drain()
+        """Refuse what is new, return when everything accepted is answered."""
+        self.draining = True
+        while self._in_flight:
+            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         self.scheduler.close()

@@ -13,12 +13,14 @@ from datetime import datetime
 from typing import Any, Literal, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
-from service.bundle import Bundle, TextRules
+from service.bundle import TEMPLATE, TOKENIZER, Bundle, TextRules
 from service.errors import BundleError, InvalidRequest, TooLong
 
 
@@ -28,6 +30,9 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
 
+
+MAX_SHAPES = 4096
+"conversation shapes whose count of special tokens is kept"
 
 Prompt = str | Sequence[Message]
 Truncation = Literal["prompt", "error"]
@@ -51,7 +56,9 @@ class Encoder:
 
     The text of a special token *inside* a message is ordinary text. Special tokens that the
     template writes are renamed to strings nobody can guess, in the rendered text and in the
-    tokenizer alike, so a message cannot forge a turn however the template handles it.
+    tokenizer alike; where a template would put one together from pieces of messages, the
+    conversation is refused. Turn markers that are no special tokens, such as "User:", are text
+    wherever they stand.
     """
 
     def __init__(self, tokenizer_json: str, template: str | None, rules: TextRules) -> None:
@@ -61,6 +68,7 @@ class Encoder:
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._mark = re.compile(rf"\ue000{self._nonce}m(\d+)\ue001")
+        self._own_specials: dict[tuple[tuple[str, bool], ...], int] = {}
         self._template = None if template is None else _compile(template, rules.template_date)
         for token_id in (rules.bos_id, *rules.ending_ids):
             if token_id is not None and self._tokenizer.id_to_token(token_id) is None:
@@ -71,10 +79,6 @@ class Encoder:
     @classmethod
     def of(cls, bundle: Bundle) -> "Encoder":
         return cls(bundle.tokenizer_json(), bundle.template(), bundle.manifest.text)
-
-    @property
-    def has_template(self) -> bool:
-        return self._template is not None
 
     def encode(
         self, prompt: Prompt, response: str, truncation: Truncation = "prompt", field: str = "pair"
@@ -91,7 +95,7 @@ class Encoder:
     ) -> list[Encoded]:
         """All responses to one prompt. The prompt is cut at the same place for each of them."""
         fields = fields or [f"responses[{i}]" for i in range(len(responses))]
-        prompt_text, texts = self._render(prompt, responses, fields[0])
+        prompt_text, texts = self._render(prompt, responses, fields)
         encodings = self._tokenizer.encode_batch([prompt_text, *texts], add_special_tokens=False)
         prompt_length = len(self._with_bos(encodings[0].ids))
         return [
@@ -138,30 +142,65 @@ class Encoder:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def _render(
-        self, prompt: Prompt, responses: Sequence[str], field: str
+        self, prompt: Prompt, responses: Sequence[str], fields: Sequence[str]
     ) -> tuple[str, list[str]]:
         """The prompt's text, and for each response the whole text, which begins with it."""
         if not prompt:
-            raise InvalidRequest(f"{field}: the conversation is empty", field=field)
+            raise InvalidRequest(f"{fields[0]}: the conversation is empty", field=fields[0])
         if self._template is None:
             if not isinstance(prompt, str):
                 raise InvalidRequest(
-                    f"{field}: the bundle has no chat template, so prompt must be a string, "
+                    f"{fields[0]}: the bundle has no chat template, so prompt must be a string, "
                     "not a list of messages",
-                    field=field,
+                    field=fields[0],
                 )
             return prompt, [prompt + response for response in responses]
         turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
-        opening = self._apply(turns, field, generation_prompt=True)
-        probe = self._apply([*turns, Message(role="assistant", content="\ue002")], field)
-        prompt_text = os.path.commonprefix([opening, probe])
-        texts = [
-            self._apply([*turns, Message(role="assistant", content=response)], field)
-            for response in responses
-        ]
+        opening, _ = self._apply(turns, fields[0], generation_prompt=True)
+        probe, _ = self._apply([*turns, _answer("\ue002")], fields[0])
+        prompt_text = self._whole_tokens(os.path.commonprefix([opening, probe]))
+        texts = []
+        for response, field in zip(responses, fields, strict=True):
+            text, specials = self._apply([*turns, _answer(response)], field)
+            self._refuse_forgery(turns, response, specials, field)
+            texts.append(text)
         return prompt_text, texts
 
-    def _apply(self, turns: Sequence[Message], field: str, generation_prompt: bool = False) -> str:
+    def _whole_tokens(self, text: str) -> str:
+        """Without a special token that was cut in two at the end."""
+        start = text.rfind("\ue000" + self._nonce)
+        return text if start < 0 or "\ue001" in text[start:] else text[:start]
+
+    def _refuse_forgery(
+        self, turns: Sequence[Message], response: str, specials: int, field: str
+    ) -> None:
+        """Raise where a template makes a special token out of pieces of messages.
+
+        The same conversation with inert contents shows how many are the template's own.
+        """
+        shape = tuple(
+            (turn.role, bool(turn.content.strip())) for turn in (*turns, _answer(response))
+        )
+        expected = self._own_specials.get(shape)
+        if expected is None:
+            inert = [
+                Message(role=turn.role, content="\ue002" if turn.content.strip() else turn.content)
+                for turn in (*turns, _answer(response))
+            ]
+            _, expected = self._apply(inert, field)
+            if len(self._own_specials) < MAX_SHAPES:
+                self._own_specials[shape] = expected
+        if specials != expected:
+            raise InvalidRequest(
+                f"{field}: through the chat template, the text of its messages would make "
+                f"{specials - expected} special tokens of its own",
+                field=field,
+            )
+
+    def _apply(
+        self, turns: Sequence[Message], field: str, generation_prompt: bool = False
+    ) -> tuple[str, int]:
+        """The rendered text, its special tokens renamed, and how many it has."""
         assert self._template is not None
         hidden: list[str] = []
 
@@ -182,14 +221,30 @@ class Encoder:
             raise InvalidRequest(
                 f"{field}: the chat template refuses this conversation: {error}", field=field
             ) from error
-        sealed = self._special.sub(lambda match: self._specials[match[0]], text)
-        return self._mark.sub(lambda match: hidden[int(match[1])], sealed)
+        sealed, specials = self._special.subn(lambda match: self._specials[match[0]], text)
+        return self._mark.sub(lambda match: hidden[int(match[1])], sealed), specials
+
+
+def _answer(response: str) -> Message:
+    return Message.model_construct(role="assistant", content=response)
 
 
 def _seal(tokenizer_json: str, nonce: str) -> tuple[dict[str, str], Tokenizer]:
     """Rename every special token of the tokenizer; returns the renaming and the tokenizer."""
-    content = json.loads(tokenizer_json)
-    content["post_processor"] = content["padding"] = content["truncation"] = None
+    try:
+        content = json.loads(tokenizer_json)
+        content["post_processor"] = content["padding"] = content["truncation"] = None
+        renamed = _rename(content, nonce)
+        sealed = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
+    for token in content["added_tokens"]:
+        if sealed.token_to_id(token["content"]) != token["id"]:
+            raise BundleError(f"{TOKENIZER}: token id {token['id']} is not where it should be")
+    return renamed, sealed
+
+
+def _rename(content: dict[str, Any], nonce: str) -> dict[str, str]:
     renamed: dict[str, str] = {}
     for token in content["added_tokens"]:
         if token["special"]:
@@ -203,29 +258,35 @@ def _seal(tokenizer_json: str, nonce: str) -> tuple[dict[str, str], Tokenizer]:
         model["vocab"] = [[renamed.get(token, token), score] for token, score in vocab]
     if model.get("unk_token") in renamed:
         model["unk_token"] = renamed[model["unk_token"]]
-    sealed = Tokenizer.from_str(json.dumps(content))
-    for token in content["added_tokens"]:
-        if sealed.token_to_id(token["content"]) != token["id"]:
-            raise BundleError(f"tokenizer.json: token id {token['id']} is not where it should be")
-    return renamed, sealed
+    return renamed
+
+
+class _Generation(Extension):
+    """transformers' `{% generation %}` block, which marks what is learnt from, is its body."""
+
+    tags = {"generation"}  # noqa: RUF012, as jinja2 declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _compile(template: str, date: str) -> jinja2.Template:
+    """As transformers does, in a sandbox, with a frozen date."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
-    frozen = datetime.fromisoformat(date)
 
     def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: object, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(value: object, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = frozen.strftime
     environment.filters["tojson"] = tojson
     try:
+        environment.globals["strftime_now"] = datetime.fromisoformat(date).strftime
         return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise BundleError(f"chat_template.jinja: {error}") from error
+    except (jinja2.TemplateError, ValueError) as error:
+        raise BundleError(f"{TEMPLATE}: {error}", field=TEMPLATE) from error

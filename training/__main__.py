@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,10 @@ def fit(
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
     data: Annotated[Path, typer.Option(help="Held-out preferences.")],
+    format: Annotated[str, typer.Option(help="auto, trl, hh or kwise")] = "auto",
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Kinds of odd records to leave out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy and its 95 % interval on preferences; a bundle goes through the serving code."""
@@ -58,7 +63,7 @@ def evaluate(
     from training.measure import evaluate_bundle, evaluate_run
     from training.run import Run
 
-    groups, _ = read_groups(data)
+    groups, _ = read_groups(data, format, dict.fromkeys(drop or [], "drop"))
     if (source / MANIFEST).is_file():
         report = evaluate_bundle(source, groups)
     else:
@@ -109,11 +114,16 @@ def _show_evaluation(report: dict, where: str, as_json: bool) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
+    """Exit codes: 0 done; 1 the input, the data or the settings are wrong, so trying again is no
+    use; 2 wrong usage; 70 anything else, such as a full disk, after which a new try may do."""
     try:
         app()
     except RewardError as error:
         print(f"reward-train: {error.message}", file=sys.stderr)
         sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(70)
 
 
 if __name__ == "__main__":

@@ -44,14 +44,25 @@ class Model(Section):
         return self
 
 
+class Issues(Section):
+    """What to do with an odd record: "keep" and count it, "drop" it, or stop with an "error"."""
+
+    different_prompts: Literal["drop", "error"] = "error"
+    identical: Action = "keep"
+    contradictory: Action = "keep"
+    identical_when_cut: Action = "keep"
+
+    def actions(self) -> dict[IssueKind, Action]:
+        return self.model_dump()  # type: ignore[return-value]
+
+
 class Data(Section):
     train: Path
     eval: Path | None = None
     "held-out preferences; without it, eval_fraction of the training prompts is held out"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     format: Literal["auto", "trl", "hh", "kwise"] = "auto"
-    issues: dict[IssueKind, Action] = {}
-    'what to do with a record: "keep" (count it), "drop" or "error"; different_prompts: "error"'
+    issues: Issues = Issues()
 
 
 class Text(Section):
@@ -103,6 +114,8 @@ def read_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:
         target = content
         for section in sections:
             target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise TrainingError(f"--set {setting}: {section} is a value, not a section")
         target[last] = _value(value)
     try:
         return TrainConfig.model_validate(content)

@@ -58,8 +58,8 @@ class Issues:
         """Count one; True when the record is to be dropped. Raises DataError for "error"."""
         if action == "error":
             raise DataError(
-                f"{file}:{line}: {DESCRIPTION[kind]}; "
-                f'mend the data, or set data.issues.{kind} to "drop"',
+                f"{file}:{line}: {DESCRIPTION[kind]}; mend the data, or drop such records "
+                f'(fit: data.issues.{kind} = "drop"; evaluate: --drop {kind})',
                 field=f"line {line}",
             )
         self.lines.setdefault(kind, []).append(line)
@@ -103,9 +103,11 @@ def read_records(path: str | Path, format: str = "auto") -> Iterator[Record]:
                     content = json.loads(line)
                     if not isinstance(content, dict):
                         raise DataError("not a JSON object")
+                    if "\\ud" in line:  # a lone surrogate is no text: this encoding refuses it
+                        json.dumps(content, ensure_ascii=False).encode()
                     read = read or reader_for(content, format)
                     yield read(content).at(number)
-                except (DataError, ValueError) as error:
+                except (DataError, ValueError, RecursionError) as error:
                     raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -178,9 +180,13 @@ class _Merging:
         first, second = record.responses[winner], record.responses[loser]
         if first == second:
             return "identical"
-        opposite = self.index.get(second, -1), self.index.get(first, -1)
-        recorded = {(c.winner, c.loser) for c in self.comparisons if c.target > 0.5}
-        return "contradictory" if target > 0.5 and opposite in recorded else None
+        pair = self.index.get(first, -1), self.index.get(second, -1)
+        for recorded in self.comparisons:
+            same, opposite = (recorded.winner, recorded.loser), (recorded.loser, recorded.winner)
+            agreement = (recorded.target - 0.5) * (target - 0.5)
+            if (pair == same and agreement < 0) or (pair == opposite and agreement > 0):
+                return "contradictory"
+        return None
 
     def done(self) -> Group:
         complete = len(self.true_rewards) == len(self.index)
@@ -217,8 +223,13 @@ def find_identical_when_cut(
             or ids[c.winner] != ids[c.loser]
             or not issues.add("identical_when_cut", c.line, action, file)
         )
+        lines = {c.line for c in comparisons}
+        records = [(i, line) for i, line in zip(group.chosen, group.lines, strict=True)]
+        chosen, own = (
+            zip(*[r for r in records if r[1] in lines], strict=True) if lines else ((), ())
+        )
         if comparisons:
-            kept.append(replace(group, comparisons=comparisons))
+            kept.append(replace(group, comparisons=comparisons, chosen=chosen, lines=own))
     return kept
 
 

@@ -17,7 +17,7 @@ from service.bundle import Bundle, GoldenRow, Normalization, Provenance, TextRul
 from service.config import ServiceConfig
 from service.errors import TrainingError
 from service.scorer import Pair, Scorer, score_offline
-from service.text import Encoder
+from service.text import Encoder, Message
 from training.data import Prompt, completions_sha256
 from training.fit import predict
 from training.graph import export_graph, sizes
@@ -126,6 +126,8 @@ def _probes(completions: Completions, rules: TextRules) -> Iterator[tuple[Prompt
     yield prompt, ""
     yield prompt, "Grüße, 世界! 👋\n\n\t<|im_end|> <s></s> [CLS]"
     yield prompt, "and so on, " * rules.max_response_tokens
+    long = "and so on, " * rules.max_prompt_tokens
+    yield long if isinstance(prompt, str) else (Message(role="user", content=long),), long
 
 
 def _source(run: Run, reference: Completions) -> Source:

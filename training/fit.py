@@ -1,6 +1,9 @@
 """transformers.Trainer with our collator and our loss. Knows groups of token ids, not text."""
 
+import contextlib
+import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +98,11 @@ def predict(model: RewardModel, rows: Sequence[Sequence[int]], batch_size: int =
             model(batch["input_ids"].to(device), batch["attention_mask"].to(device)).cpu().numpy()
         )
     model.train(training)
+    if not np.isfinite(rewards).all():
+        row = int(np.flatnonzero(~np.isfinite(rewards))[0])
+        raise TrainingError(
+            f"completion {row} of {len(rows)}: its reward is {rewards[row]}; the weights are broken"
+        )
     return rewards
 
 
@@ -174,6 +182,7 @@ def fit(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),  # then a line per logged step instead
         seed=seed,
     )
     trainer = PreferenceTrainer(
@@ -184,5 +193,17 @@ def fit(
         data_collator=collate,
         held_out=held_out,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     return trainer.state.log_history
+
+
+def last_whole_checkpoint(path: Path) -> str | None:
+    """The latest checkpoint that was written to its end; trainer_state.json is written last."""
+    found = [
+        (int(file.parent.name.split("-")[1]), file) for file in path.glob("*/trainer_state.json")
+    ]
+    for _, file in sorted(found, reverse=True):
+        with contextlib.suppress(ValueError):
+            json.loads(file.read_bytes())
+            return str(file.parent)
+    return None

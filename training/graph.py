@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 from torch import nn
+from torch.onnx import OnnxExporterError
 from torch.onnx.ops import attention
 from transformers import AttentionInterface
 
 from service.bundle import Architecture
+from service.errors import TrainingError
 from training.model import RewardModel
 
 OPSET = 23
@@ -69,9 +72,18 @@ def _attend(
     scaling: float | None = None,
     reward_past: Past | None = None,
     reward_present: dict[int, Any] | None = None,
-    **kwargs: Any,
+    **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface on ONNX's operator; query (B, H, T, D) and so on."""
+    """transformers' attention interface on ONNX's operator; query (B, H, T, D) and so on.
+
+    Raises TrainingError for what this operator would leave out: sliding windows, soft caps, sinks.
+    """
+    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+        if other.get(name) is not None:
+            raise TrainingError(
+                f"the model's attention uses {name}={other[name]}, which is not exported; "
+                "a bundle without it would give other rewards"
+            )
     assert reward_past is not None and reward_present is not None and attention_mask is None
     past_key, past_value = reward_past[module.layer_idx]
     output, key, value, _ = attention(
@@ -109,6 +121,30 @@ def sizes(model: RewardModel) -> Architecture:
     )
 
 
+@contextmanager
+def _own_errors(family: str) -> Iterator[None]:
+    """Our refusal instead of the exporter's error around it."""
+    try:
+        yield
+    except OnnxExporterError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, TrainingError):
+            cause = cause.__cause__
+        raise cause or TrainingError(f"{family} models cannot be exported: {error}") from None
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Remove what the exporter notes about itself (stack traces, paths): the same weights give
+    the same file, wherever and from whatever line they were exported."""
+    graph = model.graph
+    for part in (model, graph, *graph, *graph.inputs, *graph.initializers.values()):
+        part.metadata_props.clear()
+    for node in graph:
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
 def export_graph(model: RewardModel, mean: float, file: Path) -> None:
     """Write `file` and, beside it, its weights as `file`.data."""
     shape = sizes(model)
@@ -125,7 +161,7 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
         past,
     )
     rows, states = {0: "batch", 1: "tokens"}, {0: "batch", 2: "past"}
-    with _onnx_attention(model), warnings.catch_warnings():
+    with _onnx_attention(model), warnings.catch_warnings(), _own_errors(shape.family):
         warnings.simplefilter("ignore")  # of the exporter: axes that share a name, and its own
         program = torch.onnx.export(
             graph,
@@ -144,4 +180,5 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    _strip(program.model)
     program.save(str(file), external_data=True)

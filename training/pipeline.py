@@ -1,15 +1,16 @@
 """The offline job as a story: preferences in; a trained, normalised, evaluated model out."""
 
+import contextlib
 import hashlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 from transformers.trainer_utils import set_seed
 
-from service.errors import TrainingError
-from training.config import TrainConfig
+from service.errors import DataError, TrainingError
+from training.config import Text, TrainConfig
 from training.data import (
     Group,
     Issues,
@@ -27,15 +28,22 @@ from training.rules import text_rules
 from training.run import Run
 from training.scratch import make_base
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "onnx", "onnxscript"),
+    *("onnxruntime", "onnxruntime-gpu"),
+)
 
 
 def train(config: TrainConfig) -> Run:
-    """Everything `reward-train fit` does. Returns the run directory."""
+    """Everything `reward-train fit` does. Returns the run directory.
+
+    A run that was killed goes on from its last checkpoint when the same configuration is given
+    again, and ends with the weights it would have had (CPU, fp32).
+    """
     run = Run(config.out)
     if run.report.exists():
         raise TrainingError(f"{run.path}: holds a finished run; choose another --set out=DIR")
-    run.path.mkdir(parents=True, exist_ok=True)
+    run.begin(config)
     train_groups, held_out, issues = _read(config)
     base = _base(config, train_groups, run)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -50,6 +58,7 @@ def train(config: TrainConfig) -> Run:
     encoded_held_out, _ = encode_groups(encoder, held_out)
     set_seed(config.seed)  # the head's weights
     model = RewardModel.from_causal(base)
+    _check_positions(model, config.text)
     history = fit(
         model, encoded, held_out, encoded_held_out, config.fit, run.checkpoints, config.seed
     )
@@ -87,7 +96,7 @@ def train(config: TrainConfig) -> Run:
                 "reference_sha256": completions_sha256(reference),
             },
             "evaluation": evaluation,
-            "libraries": {name: version(name) for name in LIBRARIES},
+            "libraries": libraries(),
             "log": history,
         }
     )
@@ -102,10 +111,18 @@ def train(config: TrainConfig) -> Run:
 def _read(config: TrainConfig) -> tuple[list[Group], list[Group], Issues]:
     """Training groups, held-out groups, and what is odd about the training file."""
     data = config.data
-    groups, issues = read_groups(data.train, data.format, data.issues)
+    actions = data.issues.actions()
+    groups, issues = read_groups(data.train, data.format, actions)
     if data.eval is None:
         return *split_by_prompt(groups, data.eval_fraction, config.seed), issues
-    held_out, _ = read_groups(data.eval, data.format, data.issues)
+    held_out, _ = read_groups(data.eval, data.format, actions)
+    known = {group.prompt for group in groups}
+    if leaked := [group.lines[0] for group in held_out if group.prompt in known]:
+        raise DataError(
+            f"{data.eval}:{leaked[0]}: this prompt is in {data.train} too, as are "
+            f"{len(leaked) - 1} others; an evaluation on training prompts says nothing",
+            field="data.eval",
+        )
     return groups, held_out, issues
 
 
@@ -116,8 +133,31 @@ def _base(config: TrainConfig, groups: list[Group], run: Run) -> Path:
             raise TrainingError(f"model.path: {config.model.path} has no config.json")
         return config.model.path
     assert config.model.scratch is not None
-    make_base(groups, config.model.scratch, config.text, run.base, config.seed)
+    if not run.base.exists():
+        unfinished = run.path / "base.unfinished"
+        make_base(groups, config.model.scratch, config.text, unfinished, config.seed)
+        unfinished.rename(run.base)
     return run.base
+
+
+def _check_positions(model: RewardModel, text: Text) -> None:
+    config = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    wanted = text.max_prompt_tokens + text.max_response_tokens
+    if positions is not None and wanted > positions:
+        raise TrainingError(
+            f"text.max_prompt_tokens + text.max_response_tokens = {wanted}, but the base model has "
+            f"{positions} positions; lower them"
+        )
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what is installed of the libraries that decide the numbers."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _without_void(
@@ -125,7 +165,7 @@ def _without_void(
 ) -> tuple[list[Group], list[EncodedGroup]]:
     """Apply data.issues.identical_when_cut; groups and their rows stay side by side."""
     rows = {id(group.responses): e.rows for group, e in zip(groups, encoded, strict=True)}
-    action = config.data.issues.get("identical_when_cut", "keep")
+    action = config.data.issues.identical_when_cut
     kept = find_identical_when_cut(
         groups, [e.rows for e in encoded], issues, action, str(config.data.train)
     )

@@ -10,11 +10,15 @@ from training.config import Text
 def text_rules(tokenizer: PreTrainedTokenizerBase, text: Text) -> TextRules:
     """The special-token rule of a tokenizer, as the bundle will state it.
 
-    BOS goes first where the tokenizer puts it there by itself. Without a chat template the
-    end-of-sequence token follows the response, as in TRL; a template writes its own ending.
+    BOS goes first where the tokenizer or the template puts it there by itself. Without a chat
+    template the end-of-sequence token follows the response, as in TRL; a template writes its own.
     """
     bos = tokenizer.bos_token_id
-    begins_with_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+    turns = [{"role": "user", "content": "a"}]
+    beginnings = [tokenizer("a").input_ids[:1]]
+    if tokenizer.chat_template:
+        beginnings.append(tokenizer.apply_chat_template(turns, return_dict=False)[:1])
+    begins_with_bos = bos is not None and [bos] in beginnings
     add_eos = text.ending == "eos" or (text.ending == "auto" and not tokenizer.chat_template)
     if add_eos and tokenizer.eos_token_id is None:
         raise TrainingError('text.ending: the tokenizer has no EOS token; set it to "none"')

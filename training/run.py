@@ -1,6 +1,7 @@
 """A run directory: what `fit` leaves behind and `export` and `evaluate` read.
 
 model/            raw reward model: config.json (with mean, std = 1), weights, tokenizer, template
+config.json       the configuration it was begun with
 text.json         the text rules it was trained under
 reference.jsonl   the reference completions, as {"prompt", "response"}
 held_out.jsonl    the held-out groups, as K-wise records
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from service.bundle import TEMPLATE, TOKENIZER, TextRules
 from service.errors import DataError, TrainingError
 from service.text import Encoder, Message
+from training.config import TrainConfig
 from training.data import Group, Prompt
 
 
@@ -45,6 +47,17 @@ class Run:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the directory, or go on in it. Raises where it was begun with other settings."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file, content = self.path / "config.json", config.model_dump_json(indent=2) + "\n"
+        if file.exists() and file.read_text(encoding="utf-8") != content:
+            raise TrainingError(
+                f"{self.path}: an unfinished run with other settings, see its config.json; "
+                "give the same ones to go on with it, or choose another --set out=DIR"
+            )
+        file.write_text(content, encoding="utf-8")
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -73,7 +86,9 @@ class Run:
         (self.path / "text.json").write_text(rules.model_dump_json(indent=2) + "\n")
 
     def write_report(self, report: dict[str, Any]) -> None:
-        self.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        self.report.write_text(
+            json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
     def read_report(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self.report.read_bytes())
@@ -118,7 +133,7 @@ def as_record(group: Group) -> dict[str, object]:
     record: dict[str, object] = {
         "prompt": plain(group.prompt),
         "responses": group.responses,
-        "comparisons": [[c.winner, c.loser, c.target] for c in group.comparisons],
+        "comparisons": [[c.winner, c.loser, c.target, c.target_margin] for c in group.comparisons],
     }
     if group.subset:
         record["subset"] = group.subset

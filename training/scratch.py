@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
+from service.errors import TrainingError
 from service.text import Encoder
 from training.config import Scratch, Text
 from training.data import Group, reference_completions
@@ -102,6 +103,11 @@ def _language_model(
         logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]  # (B, T-1, V)
         labels = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
         loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"language modelling, step {step}: the loss is {loss.item()}; "
+                "lower model.scratch.learning_rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

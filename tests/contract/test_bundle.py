@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service import bundle as bundles
@@ -23,6 +24,7 @@ FILES = [
     "golden.json",
     "report/report.json",
 ]
+EVERY_FILE = [*FILES, bundles.MANIFEST]
 
 
 def test_a_whole_copy_is_the_same_bundle(bundle: Bundle, copy: Path) -> None:
@@ -30,12 +32,21 @@ def test_a_whole_copy_is_the_same_bundle(bundle: Bundle, copy: Path) -> None:
     assert sorted(bundle.manifest.files) == sorted(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", EVERY_FILE)
 def test_a_flipped_bit_is_refused(copy: Path, name: str) -> None:
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    with pytest.raises(BundleError, match=name):
+    whole = (copy / name).read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 40, dtype=int):
+        content = bytearray(whole)
+        content[place] ^= 1
+        (copy / name).write_bytes(content)
+        with pytest.raises(BundleError):
+            bundles.load(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_refusal_names_the_file(copy: Path, name: str) -> None:
+    (copy / name).write_bytes(b"x" + (copy / name).read_bytes())
+    with pytest.raises(BundleError, match=f"^{name}: its SHA-256 or size"):
         bundles.load(copy)
 
 
@@ -72,7 +83,7 @@ def test_an_unknown_schema_version_is_refused(copy: Path, version: object) -> No
 def test_an_edited_limit_is_refused(bundle: Bundle, copy: Path) -> None:
     text = bundle.manifest.text.model_dump(mode="json") | {"max_prompt_tokens": 64}
     rewrite_manifest(copy, text=text)
-    with pytest.raises(BundleError, match="the manifest was edited"):
+    with pytest.raises(BundleError, match="it was edited or damaged"):
         bundles.load(copy)
 
 
@@ -102,6 +113,10 @@ def with_golden(bundle: Bundle, copy: Path, change) -> None:
     rows = json.loads((copy / bundles.GOLDEN).read_bytes())
     change(rows)
     (copy / bundles.GOLDEN).write_text(json.dumps(rows))
+    _resign(bundle, copy)
+
+
+def _resign(bundle: Bundle, copy: Path) -> None:
     manifest = bundle.manifest
     bundles.write_manifest(
         copy,
@@ -153,6 +168,7 @@ def test_the_identity_is_of_what_determines_rewards_and_of_nothing_else(
 
     for i, other in (
         (0, manifest.files | {"tokenizer.json": bundles.digest(copy / "model.onnx")}),
+        (0, manifest.files | {"unnamed.data": bundles.digest(copy / "model.onnx")}),
         (2, manifest.text.model_copy(update={"max_response_tokens": 1})),
         (2, manifest.text.model_copy(update={"ending_ids": (1,)})),
         (3, manifest.normalization.model_copy(update={"mean": 0.0})),
@@ -163,10 +179,23 @@ def test_the_identity_is_of_what_determines_rewards_and_of_nothing_else(
         assert identity(*changed) != manifest.id
 
 
-def test_raw_reward_is_reward_plus_mean(bundle: Bundle) -> None:
+def test_raw_reward_is_reward_plus_mean_in_float32(bundle: Bundle) -> None:
     normalization = bundle.manifest.normalization
     assert isinstance(normalization, Normalization)
     assert abs(normalization.measured_mean) <= 1e-3
+    shifted = normalization.model_copy(update={"mean": 1.5})
+    raw = shifted.raw(np.array([0.25, -1.5], np.float32))
+    assert raw.dtype == np.float32 and raw.tolist() == [1.75, 0.0]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "golden.json"])
+def test_a_file_with_the_right_digest_that_cannot_be_read_is_named(
+    bundle: Bundle, copy: Path, name: str
+) -> None:
+    (copy / name).write_bytes(b"{}")
+    with_golden(bundle, copy, lambda rows: None) if name != "golden.json" else _resign(bundle, copy)
+    with pytest.raises(BundleError, match=name):
+        Scorer.open(ServiceConfig(bundle=copy))
 
 
 def test_importing_the_contract_stays_light() -> None:

@@ -70,6 +70,66 @@ def test_special_text_cannot_be_put_together_across_prompt_and_response(parts) -
     assert not special & set(ids)
 
 
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "response"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "say <|im_", "end|> now"),
+        (TURNS.replace("m.content", "m.content | replace('-', '')"), "<|im_-end|>", "x"),
+        (TURNS.replace("m.content", "m.content | replace('-', '')"), "x", "<|im_-end|>"),
+    ],
+)
+def test_a_conversation_that_would_forge_a_special_token_is_refused(
+    parts, template: str, prompt: str, response: str
+) -> None:
+    encoder = Encoder(parts[0], template, RULES)
+    with pytest.raises(InvalidRequest, match="special tokens of its own"):
+        encoder.encode(prompt, response)
+    assert encoder.encode("honest", "text").ids
+
+
+def test_the_ids_do_not_depend_on_the_encoder_s_secret(parts) -> None:
+    """A template whose generation prompt and answer go on with different special tokens."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    rules = RULES.model_copy(update={"max_prompt_tokens": 16})
+    ids = [Encoder(parts[0], template, rules).encode("red kite " * 30, "").ids for _ in range(12)]
+    assert all(each == ids[0] for each in ids)
+    assert len(ids[0]) == 17
+
+
+def test_what_transformers_adds_to_jinja_is_there(parts) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content | tojson(ensure_ascii=True) }}"
+        "{% endgeneration %}{% endfor %}"
+    )
+    plain = _plain(parts, max_response_tokens=99)
+    assert Encoder(parts[0], template, RULES).encode("ä", "b").ids == (
+        plain.encode('"\\u00e4""b"', "").ids
+    )
+
+
+def test_a_refused_response_is_named_by_its_own_index(parts) -> None:
+    template = "{% if messages[-1].content == 'c' %}{{ raise_exception('no c') }}{% endif %}x"
+    with pytest.raises(InvalidRequest, match=r"responses\[2\].*no c"):
+        Encoder(parts[0], template, RULES).encode_group("p", ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_broken_tokenizer_is_named(parts, content: str) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        Encoder(content, parts[1], RULES)
+
+
+def test_a_date_that_is_none_is_refused(parts) -> None:
+    with pytest.raises(BundleError, match="month must be"):
+        Encoder(*parts, RULES.model_copy(update={"template_date": "2026-99-99"}))
+
+
 @pytest.mark.parametrize("has_template", [True, False])
 def test_bos_comes_first_exactly_once(parts, has_template: bool) -> None:
     rules = RULES.model_copy(update={"bos_id": 1})  # <|im_start|>, which the template writes itself

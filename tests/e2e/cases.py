@@ -55,6 +55,14 @@ REFUSED = [
         {"prompt": [{"role": "boss", "content": "a"}], "responses": ["x"]},
     ),
     Refused(
+        "too long, and an error asked for",
+        {"pairs": [PAIR, {"prompt": "a " * 900, "response": "b"}], "truncation": "error"},
+        422,
+        "INVALID_ARGUMENT",
+        "too_long",
+        "pairs[1]",
+    ),
+    Refused(
         "too many pairs",
         {"prompt": "a", "responses": ["x"] * 9000},
         413,
@@ -73,6 +81,7 @@ def as_message(request: Request) -> pb.ScoreRequest:
             for pair in request.get("pairs", [])
         ]
     )
+    message.truncation = request.get("truncation", "")
     if "responses" in request:
         group = pb.Group(prompt=_prompt(request["prompt"]), responses=request["responses"])
         message.group.CopyFrom(group)

@@ -23,9 +23,10 @@ def service(bundle: Bundle):
         for request in SCORED.values():
             assert httpx.post(f"{service.url}/score", json=request).status_code == 200
         assert httpx.post(f"{service.url}/score", json={}).status_code == 400
+        leaving = {"prompt": "a", "responses": [f"{i} " * 60 for i in range(8000)]}
+        patience = httpx.Timeout(9, read=0.3)
         with pytest.raises(httpx.ReadTimeout):  # a caller that leaves: its pairs are dropped
-            request = {"prompt": "a", "responses": [f"{i} " * 60 for i in range(8000)]}
-            httpx.post(f"{service.url}/score", json=request, timeout=httpx.Timeout(9, read=0.3))
+            httpx.post(f"{service.url}/score", json=leaving, timeout=patience)
         yield service
 
 

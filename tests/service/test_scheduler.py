@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle
+from service.config import ServiceConfig
 from service.engine import OnnxEngine
-from service.errors import Draining, EngineFailure, NonFiniteReward, Overloaded
+from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteReward, Overloaded
 from service.planner import Budget
 from service.scheduler import Scheduler
+from service.scorer import Pair, Scorer
 
 BUDGET = Budget(padded_tokens=1024, padding=0.15)
 GUILTY, INFINITE = 700, 701
@@ -150,18 +152,73 @@ def test_a_full_line_refuses_and_takes_again_when_it_is_empty(scheduler, engine)
     assert scheduler._queued_tokens == 0
 
 
-def test_draining_answers_what_was_accepted_and_refuses_the_rest(scheduler, engine) -> None:
+def test_an_engine_that_breaks_its_protocol_leaves_nobody_waiting(bundle: Bundle) -> None:
+    class Short(OnnxEngine):
+        def run(self, rows):
+            return super().run(rows)[:-1]
+
+    scheduler = Scheduler(Short(bundle, "fp32", "cpu"), BUDGET, max_queued_tokens=100_000)
+    with pytest.raises(EngineFailure):
+        asyncio.run(asyncio.wait_for(scheduler.score(_rows(3)), 10))
+    scheduler.close()
+
+
+def test_a_deadline_drops_what_has_not_run(engine: Watched) -> None:
+    scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000, deadline_s=0.2)
+
     async def go() -> None:
         engine.gate.clear()
-        accepted = asyncio.create_task(scheduler.score(_rows(200)))
+        first = asyncio.create_task(scheduler.score(_rows(1)))
         await asyncio.sleep(0.02)
-        drained = asyncio.create_task(scheduler.drain())
-        await asyncio.sleep(0.02)
+        with pytest.raises(DeadlineExceeded, match="50 of 50 pairs"):
+            await scheduler.score(_rows(50, seed=1))
+        engine.gate.set()
+        await asyncio.gather(first, return_exceptions=True)
+        await scheduler.score(_rows(1, seed=2))
+
+    asyncio.run(go())
+    assert sum(map(len, engine.runs)) == 2
+    scheduler.close()
+
+
+def test_planning_over_a_huge_line_stays_short(scheduler: Scheduler, engine: Watched) -> None:
+    """40 requests of 2,000 rows: forming a batch looks at 2,048 of 80,000 rows."""
+
+    async def go() -> float:
+        scheduler._max_queued_tokens = 10**9
+        engine.gate.clear()
+        tasks = [asyncio.create_task(scheduler.score(_rows(2000, 2, i))) for i in range(40)]
+        await asyncio.sleep(0.5)
+        started = time.perf_counter()
+        scheduler._next_batch()
+        seconds = time.perf_counter() - started
+        for task in tasks:
+            task.cancel()
+        engine.gate.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return seconds
+
+    assert asyncio.run(go()) < 0.1  # 3 ms where it was measured; all 80,000 took 380 ms
+
+
+def test_draining_answers_what_was_accepted_and_refuses_the_rest(
+    bundle: Bundle, config: ServiceConfig, engine: Watched
+) -> None:
+    scorer = Scorer(bundle, engine, config)
+    pairs = [Pair("What is 2 plus 2?", f"{i}") for i in range(200)]
+
+    async def go() -> None:
+        engine.gate.clear()
+        accepted = asyncio.create_task(scorer.score(pairs))
+        await asyncio.sleep(0)  # accepted, and not even tokenised yet
+        drained = asyncio.create_task(scorer.drain())
+        await asyncio.sleep(0.05)
         with pytest.raises(Draining):
-            await scheduler.score(_rows(1))
+            await scorer.score(pairs[:1])
         assert not drained.done()
         engine.gate.set()
         await drained
-        assert len((await accepted).rewards) == 200
+        assert len((await accepted).results) == 200
 
     asyncio.run(go())
+    scorer.close()

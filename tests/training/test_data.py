@@ -11,6 +11,7 @@ from service.text import Message
 from tests.conftest import SHARED
 from training.data import (
     Comparison,
+    find_identical_when_cut,
     read_groups,
     reference_completions,
     split_by_prompt,
@@ -98,28 +99,44 @@ def test_the_reference_completion_of_a_k_wise_record_has_the_most_wins(tmp_path:
     assert reference_completions([group]) == [("p", "c")]
 
 
+K2 = {"prompt": "a", "responses": ["x", "y"]}
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"prompt": "a", "chosen": "b"}, "column 'rejected' is missing"),
         ({"prompt": "a", "rejected": "b"}, "column 'chosen' is missing"),
-        ({"prompt": "a", "chosen": "b", "rejected": 3}, "one is a string"),
-        (
-            {"prompt": "a", "responses": ["x", "y"], "comparisons": [[0, 2]]},
-            "does not name two of 2",
-        ),
-        ({"prompt": "a", "responses": ["x", "y"], "comparisons": [[0, 1, 7]]}, "not a probability"),
-        ({"prompt": "a", "responses": ["x", "y"], "ranking": [0]}, "does not order 2"),
+        ({"prompt": "a", "chosen": "b", "rejected": 3}, "rejected: "),
+        ({"prompt": "a", "chosen": "b", "rejected": _answer("c")}, "some are strings"),
+        ({"prompt": "", "chosen": "b", "rejected": "c"}, "prompt: the conversation is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": [1]}, "margin: "),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": NAN}, "margin: .*finite"),
+        ({"prompt": "\ud800", "chosen": "b", "rejected": "c"}, "surrogates not allowed"),
+        (K2, "column 'comparisons' or 'ranking' is missing"),
+        (K2 | {"comparisons": [[0, 2]]}, "does not name two of 2"),
+        (K2 | {"comparisons": [[0, 1, 7]]}, "not a probability"),
+        (K2 | {"comparisons": 3}, "comparisons: "),
+        (K2 | {"comparisons": [[[0], 1]]}, "comparisons: "),
+        (K2 | {"comparisons": [[0, 1, "x"]]}, "comparisons: "),
+        (K2 | {"comparisons": [[0]]}, "comparisons: .*at least 2"),
+        (K2 | {"ranking": [0]}, "does not order 2"),
+        (K2 | {"ranking": [0, "1"]}, "ranking: "),
+        (K2 | {"comparisons": [[0, 1]], "true_rewards": [1.0]}, "true_rewards: 1 for 2"),
         ({"chosen": _user("a"), "rejected": _user("b")}, "not the assistant's"),
         ([1, 2], "not a JSON object"),
     ],
 )
 def test_a_broken_record_is_named_by_its_line(tmp_path: Path, record, message: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.jsonl:1: .*{message}"):
+        read_groups(_write(tmp_path, record))
+
+
+def test_the_line_counts_what_came_before(tmp_path: Path) -> None:
     good = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
-    file = _write(tmp_path, *([good] if "chosen" in record and "prompt" in record else []), record)
-    line = file.read_text().count("\n")
-    with pytest.raises(DataError, match=rf"data\.jsonl:{line}: .*{message}"):
-        read_groups(file)
+    with pytest.raises(DataError, match=r"data\.jsonl:3: column 'chosen'"):
+        read_groups(_write(tmp_path, good, good, {"prompt": "Hi", "rejected": "b"}))
 
 
 ODD = {
@@ -128,29 +145,51 @@ ODD = {
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "p", "chosen": "b", "rejected": "a"},
     ],
+    "contradictory by target": [
+        {"prompt": "p", "responses": ["a", "b"], "comparisons": [[0, 1, 1.0]]},
+        {"prompt": "p", "responses": ["a", "b"], "comparisons": [[0, 1, 0.1]]},
+    ],
     "different_prompts": [
         {"chosen": _user("a") + _answer("x"), "rejected": _user("b") + _answer("y")}
     ],
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
-def test_an_oddity_is_counted_and_dropped_only_where_asked(tmp_path: Path, kind) -> None:
+@pytest.mark.parametrize("name", ODD)
+def test_an_oddity_is_counted_and_dropped_only_where_asked(tmp_path: Path, name: str) -> None:
     good = {"chosen": _user("q") + _answer("x"), "rejected": _user("q") + _answer("y")}
-    file = _write(tmp_path, good, *ODD[kind])
-    line = 1 + len(ODD[kind])
+    format, kind = "trl", name.split()[0]
+    if "responses" in ODD[name][0]:
+        good, format = {"prompt": "q", "responses": ["x", "y"], "ranking": [0, 1]}, "kwise"
+    file = _write(tmp_path, good, *ODD[name])
+    line = 1 + len(ODD[name])
 
-    groups, issues = read_groups(file, "trl", {kind: "drop"})
+    groups, issues = read_groups(file, format, {kind: "drop"})
     assert issues.report() == {kind: {"count": 1, "dropped": 1, "lines": [line]}}
     comparisons = [c.line for group in groups for c in group.comparisons]
     assert line not in comparisons
 
     with pytest.raises(DataError, match=rf":{line}: .*data\.issues\.{kind}"):
-        read_groups(file, "trl", {kind: "error"})
+        read_groups(file, format, {kind: "error"})
     if kind != "different_prompts":
-        groups, issues = read_groups(file, "trl")
+        groups, issues = read_groups(file, format)
         assert line in [c.line for group in groups for c in group.comparisons]
         assert issues.report()[kind]["dropped"] == 0
+
+
+def test_responses_that_the_limits_make_identical_take_their_record_along(tmp_path: Path) -> None:
+    file = _write(
+        tmp_path,
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": "c", "rejected": "d"},
+    )
+    groups, issues = read_groups(file)
+    rows = [[[1], [2], [3], [3]]]
+    kept = find_identical_when_cut(groups, rows, issues, "drop", "f")
+    assert [c.line for c in kept[0].comparisons] == [1]
+    assert kept[0].chosen == (0,) and kept[0].lines == (1,)
+    assert issues.report()["identical_when_cut"] == {"count": 1, "dropped": 1, "lines": [2]}
+    assert find_identical_when_cut(groups, rows, issues, "keep", "f") == groups
 
 
 def test_a_prompt_is_on_one_side_of_the_split_only(tmp_path: Path) -> None:
@@ -166,7 +205,7 @@ def test_held_out_groups_survive_being_written_and_read(tmp_path: Path) -> None:
     record = {
         "prompt": _user("Hi"),
         "responses": ["a", "b"],
-        "comparisons": [[1, 0, 0.75]],
+        "comparisons": [[1, 0, 0.75, 1.5], [0, 0]],
         "subset": "s",
         "true_rewards": [0.5, 1.5],
     }

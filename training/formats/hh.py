@@ -8,10 +8,15 @@ from typing import Any
 
 from service.errors import DataError
 from service.text import Message
-from training.formats.record import Record, column
+from training.formats.record import Columns, Record, columns
 
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
+
+
+class Transcripts(Columns):
+    chosen: str
+    rejected: str
 
 
 def is_transcript(text: Any) -> bool:
@@ -19,16 +24,17 @@ def is_transcript(text: Any) -> bool:
 
 
 def read(content: dict[str, Any]) -> Record:
-    chosen = _turns(column(content, "chosen"), "chosen")
-    rejected = _turns(column(content, "rejected"), "rejected")
+    record = columns(Transcripts, content)
+    chosen, rejected = _turns(record.chosen, "chosen"), _turns(record.rejected, "rejected")
     return Record(
         prompt=chosen[:-1] if chosen[:-1] == rejected[:-1] else None,
         responses=(chosen[-1].content, rejected[-1].content),
         comparisons=((0, 1, 1.0, 0.0),),
+        subset=record.subset,
     )
 
 
-def _turns(transcript: Any, name: str) -> tuple[Message, ...]:
+def _turns(transcript: str, name: str) -> tuple[Message, ...]:
     """(before, role, text, role, text, ...) is what split gives; `before` must be empty."""
     if not is_transcript(transcript):
         raise DataError(f'{name}: does not begin with "\\n\\nHuman:"')

@@ -1,49 +1,60 @@
 """K-wise records, our own format: one prompt, K responses, the comparisons among them.
 
 {"prompt": "..." or [{"role", "content"}, ...], "responses": ["...", ...],
- "comparisons": [[winner, loser], [winner, loser, target], ...]}
+ "comparisons": [[winner, loser], [winner, loser, target], [winner, loser, target, margin], ...]}
  or "ranking": [best, ..., worst]              (indices into responses)
  optional: "subset": "...", "true_rewards": [...]
 """
 
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Len
 
 from service.errors import DataError
-from training.formats.record import Choice, Record, column
-from training.formats.trl import messages
+from service.text import Message
+from training.formats.record import Choice, Columns, Record, columns
+
+
+class KWise(Columns):
+    prompt: str | list[Message]
+    responses: list[str]
+    comparisons: list[Annotated[list[int | float], Len(2, 4)]] | None = None
+    ranking: list[int] | None = None
+    true_rewards: list[float] | None = None
 
 
 def read(content: dict[str, Any]) -> Record:
-    prompt, responses = column(content, "prompt"), column(content, "responses")
-    if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
-        raise DataError("responses: not a list of strings")
-    true_rewards = content.get("true_rewards")
-    if true_rewards is not None and len(true_rewards) != len(responses):
-        raise DataError(f"true_rewards: {len(true_rewards)} for {len(responses)} responses")
+    record = columns(KWise, content)
+    rewards, k = record.true_rewards, len(record.responses)
+    if rewards is not None and len(rewards) != k:
+        raise DataError(f"true_rewards: {len(rewards)} for {k} responses")
+    if not record.prompt:
+        raise DataError("prompt: the conversation is empty")
     return Record(
-        prompt=prompt if isinstance(prompt, str) else messages(prompt, "prompt"),
-        responses=tuple(responses),
-        comparisons=_choices(content, len(responses)),
-        subset=content.get("subset"),
-        true_rewards=None if true_rewards is None else tuple(map(float, true_rewards)),
+        prompt=record.prompt if isinstance(record.prompt, str) else tuple(record.prompt),
+        responses=tuple(record.responses),
+        comparisons=_choices(record, k),
+        subset=record.subset,
+        true_rewards=None if rewards is None else tuple(rewards),
     )
 
 
-def _choices(content: dict[str, Any], k: int) -> tuple[Choice, ...]:
-    if "ranking" in content:
-        ranking = content["ranking"]
-        if sorted(ranking) != list(range(k)):
-            raise DataError(f"ranking: {ranking} does not order {k} responses")
-        return tuple((winner, loser, 1.0, 0.0) for winner, loser in combinations(ranking, 2))
-    choices = []
-    for i, entry in enumerate(column(content, "comparisons")):
-        if not isinstance(entry, list) or len(entry) not in (2, 3):
-            raise DataError(f"comparisons[{i}]: {entry!r} is not [winner, loser] or [.., target]")
-        winner, loser, target = (*entry, 1.0)[:3]
-        if winner == loser or not {winner, loser} <= set(range(k)):
-            raise DataError(f"comparisons[{i}]: {entry!r} does not name two of {k} responses")
-        if not 0 <= target <= 1:
-            raise DataError(f"comparisons[{i}]: target {target} is not a probability")
-        choices.append((winner, loser, float(target), 0.0))
-    return tuple(choices)
+def _choices(record: KWise, k: int) -> tuple[Choice, ...]:
+    if record.ranking is not None:
+        if sorted(record.ranking) != list(range(k)):
+            raise DataError(f"ranking: {record.ranking} does not order {k} responses")
+        return tuple((*pair, 1.0, 0.0) for pair in combinations(record.ranking, 2))
+    if record.comparisons is None:
+        raise DataError("column 'comparisons' or 'ranking' is missing")
+    return tuple(_choice(f"comparisons[{i}]", c, k) for i, c in enumerate(record.comparisons))
+
+
+def _choice(name: str, entry: list[int | float], k: int) -> Choice:
+    """Missing target and margin are 1 and 0."""
+    winner, loser, target, margin = [*entry, *(1.0, 0.0)[len(entry) - 2 :]]
+    if not {winner, loser} <= set(range(k)):
+        raise DataError(f"{name}: {entry!r} does not name two of {k} responses")
+    if not 0 <= target <= 1:
+        raise DataError(f"{name}: target {target} is not a probability")
+    return int(winner), int(loser), float(target), float(margin)

@@ -2,13 +2,24 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import DataError
 from service.text import Message
 
 Choice = tuple[int, int, float, float]
 "(winner, loser, target, target_margin), indices into the record's responses"
+Shape = TypeVar("Shape", bound="Columns")
+
+
+class Columns(BaseModel):
+    """The columns that a format reads. Others may be there; wrong types may not."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    subset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,14 @@ class Record:
         return max(wins, key=lambda i: (wins[i], -i))
 
 
-def column(content: dict[str, Any], name: str) -> Any:
-    if name not in content:
-        raise DataError(f"column {name!r} is missing; there are: {', '.join(sorted(content))}")
-    return content[name]
+def columns(shape: type[Shape], content: dict[str, Any]) -> Shape:
+    """`content` as the columns of a format. Raises DataError naming the first that is wrong."""
+    try:
+        return shape.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = str(first["loc"][0])
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            there = ", ".join(sorted(map(str, content)))
+            raise DataError(f"column {where!r} is missing; there are: {there}") from error
+        raise DataError(f"{where}: {first['msg']}") from error

@@ -9,59 +9,50 @@ Optional: "margin", a target margin. https://huggingface.co/docs/trl/dataset_for
 import os
 from typing import Any
 
-from pydantic import ValidationError
-
 from service.errors import DataError
 from service.text import Message
-from training.formats.record import Record, column
+from training.formats.record import Columns, Record, columns
+
+Side = str | list[Message]
+
+
+class Preference(Columns):
+    prompt: Side | None = None
+    chosen: Side
+    rejected: Side
+    margin: float = 0.0
 
 
 def read(content: dict[str, Any]) -> Record:
-    chosen, rejected = column(content, "chosen"), column(content, "rejected")
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise DataError("chosen and rejected: one is a string, the other is not")
-    if isinstance(chosen, str):
-        prompt, responses = _strings(content.get("prompt"), chosen, rejected)
-    else:
-        prompt, responses = _conversations(content.get("prompt"), chosen, rejected)
-    margin = content.get("margin")
+    record = columns(Preference, content)
+    if record.prompt is not None and not record.prompt:
+        raise DataError("prompt: the conversation is empty")
+    sides = record.prompt, record.chosen, record.rejected
+    if len({type(side) for side in sides if side is not None}) > 1:
+        raise DataError("prompt, chosen and rejected: some are strings, others lists of messages")
+    prompt, responses = _strings(*sides) if isinstance(sides[1], str) else _conversations(*sides)
     return Record(
         prompt=prompt,
         responses=responses,
-        comparisons=((0, 1, 1.0, float(margin or 0.0)),),
-        subset=content.get("subset"),
+        comparisons=((0, 1, 1.0, record.margin),),
+        subset=record.subset,
     )
 
 
-def messages(content: Any, name: str) -> tuple[Message, ...]:
-    """A list of {"role", "content"} as Messages; raises DataError naming the first bad one."""
-    if not isinstance(content, list):
-        raise DataError(f"{name}: {type(content).__name__} instead of a list of messages")
-    try:
-        return tuple(Message.model_validate(message) for message in content)
-    except ValidationError as error:
-        raise DataError(f"{name}: {error.errors()[0]['msg']}") from error
-
-
-def _strings(prompt: Any, chosen: str, rejected: str) -> tuple[str | None, tuple[str, str]]:
+def _strings(prompt: Any, chosen: Any, rejected: Any) -> tuple[str | None, tuple[str, str]]:
     if prompt is None:  # the common beginning, as TRL's extract_prompt; a space stays in front
         prompt = os.path.commonprefix([chosen, rejected])
         if chosen != rejected and prompt.endswith(" "):
             prompt = prompt[:-1]
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    if not isinstance(prompt, str):
-        raise DataError("prompt: not a string, while chosen is one")
     return prompt or None, (chosen, rejected)
 
 
 def _conversations(
     prompt: Any, chosen: Any, rejected: Any
 ) -> tuple[tuple[Message, ...] | None, tuple[str, str]]:
-    first, second = messages(chosen, "chosen"), messages(rejected, "rejected")
-    turns = () if prompt is None else messages(prompt, "prompt")
-    for name, side in (("chosen", first), ("rejected", second)):
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not side or side[-1].role != "assistant":
             raise DataError(f"{name}: its last message is not the assistant's")
-    if first[:-1] != second[:-1]:
-        return None, (first[-1].content, second[-1].content)
-    return (*turns, *first[:-1]) or None, (first[-1].content, second[-1].content)
+    turns = None if chosen[:-1] != rejected[:-1] else (*(prompt or ()), *chosen[:-1])
+    return turns or None, (chosen[-1].content, rejected[-1].content)

@@ -45,12 +45,14 @@ class Group(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("pairs", "group")
+    __slots__ = ("pairs", "group", "truncation")
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
     group: Group
-    def __init__(self, pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
+    truncation: str
+    def __init__(self, pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., truncation: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("reward", "raw_reward", "tokens", "truncated", "tokens_cut")

@@ -1,0 +1,140 @@
+"""Score a file without a server, through the scorer that serves: the same bits.
+
+Reads JSON lines, gzipped or not, or Parquet: rows of {"prompt", "response"} or {"prompt",
+"responses"}. Writes one JSON line per row, in order, and goes on where an earlier call stopped.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from service.errors import DataError, RewardError
+from service.request import ScoreRequest, parse
+from service.scorer import Result, Scorer, score_offline
+
+CHUNK_PAIRS = 512
+
+
+def score_file(scorer: Scorer, data: Path, out: Path) -> Iterator[int]:
+    """Yields the number of rows that are done, beginning with those of an earlier call.
+
+    Raises DataError naming the row that cannot be scored; what was scored before it is kept.
+    """
+    done = _finished_rows(out, scorer.bundle.manifest.id)
+    yield done
+    with out.open("a", encoding="utf-8") as file:
+        for rows in _chunks(islice(enumerate(read_rows(data), 1), done, None), data):
+            pairs = [pair for row in rows for pair in row.as_pairs(len(row.responses or [0]))]
+            try:
+                results = score_offline(scorer, pairs)
+                lines = [_line(scorer, row, results) for row in rows]
+            except RewardError as error:
+                where = f"{data}: rows {done + 1} to {done + len(rows)}"
+                raise DataError(f"{where}: {error.message}") from error
+            file.write("".join(lines))
+            file.flush()
+            done += len(rows)
+            yield done
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL, gzipped JSONL or Parquet file."""
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+        return
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as file
+        ):
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}:{number}: not JSON: {error}") from error
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def count_rows(path: Path) -> int | None:
+    """How many rows there are, where the format says so without reading them."""
+    if path.suffix != ".parquet":
+        return None
+    return int(_pyarrow().ParquetFile(path).metadata.num_rows)
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in _pyarrow().ParquetFile(path).iter_batches(CHUNK_PAIRS):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("Parquet needs the package pyarrow: pip install pyarrow") from error
+    return pyarrow.parquet
+
+
+def _chunks(rows: Iterator[tuple[int, Any]], data: Path) -> Iterator[list[ScoreRequest]]:
+    """Validated rows, about CHUNK_PAIRS pairs at a time."""
+    chunk: list[ScoreRequest] = []
+    pairs = 0
+    for number, row in rows:
+        chunk.append(_request(row, f"{data}: row {number}"))
+        pairs += len(chunk[-1].responses or [0])
+        if pairs >= CHUNK_PAIRS:
+            yield chunk
+            chunk, pairs = [], 0
+    if chunk:
+        yield chunk
+
+
+def _request(row: Any, where: str) -> ScoreRequest:
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise DataError(f"{where}: not an object with a prompt")
+    responses = row["responses"] if "responses" in row else [row.get("response")]
+    try:
+        request = parse({"prompt": row["prompt"], "responses": responses})
+        request.as_pairs(len(responses) or 1)
+    except RewardError as error:
+        raise DataError(f"{where}: {error.message}") from error
+    return request
+
+
+def _line(scorer: Scorer, row: ScoreRequest, results: Iterator[Result]) -> str:
+    got = list(islice(results, len(row.responses or ())))
+    return (
+        json.dumps(
+            {
+                "rewards": [result.reward for result in got],
+                "raw_rewards": [result.raw_reward for result in got],
+                "tokens_cut": [result.tokens_cut for result in got],
+                "bundle": scorer.bundle.manifest.id,
+            }
+        )
+        + "\n"
+    )
+
+
+def _finished_rows(out: Path, bundle: str) -> int:
+    """Whole lines already there, all of this bundle; a line cut short by a crash is removed."""
+    if not out.exists():
+        return 0
+    content = out.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    for number, line in enumerate(lines, 1):
+        other = json.loads(line).get("bundle")
+        if other != bundle:
+            raise DataError(f"{out}:{number}: was scored by {other}, not by {bundle}; move it away")
+    if len(whole) < len(content):
+        out.write_bytes(whole)
+    return len(lines)

@@ -1,0 +1,97 @@
+"""Scoring a file: the bits of the service, every format, and going on after a stop."""
+
+import gzip
+import json
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.errors import DataError
+from service.offline import score_file
+from service.scorer import Pair, Scorer, score_offline
+from training.demo.data import generate
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    groups = [{"prompt": r["prompt"], "responses": r["responses"]} for r in generate(120, seed=8)]
+    pairs = [{"prompt": g["prompt"], "response": g["responses"][0]} for g in groups[:40]]
+    messages = [{"prompt": [{"role": "user", "content": "Hi"}], "responses": ["a", ""]}]
+    return [*groups, *pairs, *messages]
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer, rows: list[dict]) -> list[list[float]]:
+    rewards = []
+    for row in rows:
+        prompt = row["prompt"]
+        if not isinstance(prompt, str):
+            prompt = "Hi"  # one user turn: the same conversation
+        pairs = [Pair(prompt, r) for r in row.get("responses", [row.get("response")])]
+        rewards.append([result.reward for result in score_offline(scorer, pairs)])
+    return rewards
+
+
+def _write(path: Path, name: str, rows: list[dict]) -> Path:
+    file = path / name
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif name.endswith(".gz"):
+        file.write_bytes(gzip.compress(lines.encode()))
+    else:
+        file.write_text(lines)
+    return file
+
+
+def _rewards(out: Path) -> list[list[float]]:
+    return [json.loads(line)["rewards"] for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def test_every_format_gives_the_bits_of_the_scorer(
+    scorer, rows, expected, tmp_path: Path, name: str
+) -> None:
+    if name.endswith(".parquet"):  # one type per column
+        rows, expected = rows[:120], expected[:120]
+    progress = list(score_file(scorer, _write(tmp_path, name, rows), tmp_path / "out.jsonl"))
+    assert progress[0] == 0 and progress[-1] == len(rows)
+    assert _rewards(tmp_path / "out.jsonl") == expected
+
+
+def test_it_goes_on_where_it_stopped_even_in_the_middle_of_a_line(
+    scorer, rows, expected, tmp_path: Path
+) -> None:
+    data, out = _write(tmp_path, "rows.jsonl", rows), tmp_path / "out.jsonl"
+    assert list(islice(score_file(scorer, data, out), 2))[1] < len(rows)
+    out.write_bytes(out.read_bytes()[:-7])
+    done = next(score_file(scorer, data, out))
+    assert 0 < done < len(rows)
+    list(score_file(scorer, data, out))
+    assert _rewards(out) == expected
+
+
+def test_the_output_of_another_bundle_is_not_continued(scorer, rows, tmp_path: Path) -> None:
+    data, out = _write(tmp_path, "rows.jsonl", rows), tmp_path / "out.jsonl"
+    out.write_text('{"rewards": [0.5], "bundle": "sha256:other"}\n')
+    with pytest.raises(DataError, match=r"out\.jsonl:1: was scored by sha256:other"):
+        list(score_file(scorer, data, out))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a"}, "row 2: responses"),
+        ({"response": "a"}, "row 2: not an object with a prompt"),
+        ({"prompt": "", "response": "a"}, "row 2: .*the conversation is empty"),
+        ({"prompt": "a", "responses": []}, "row 2: .*there are none"),
+        ([], "row 2: not an object"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_number(scorer, tmp_path: Path, row, message: str) -> None:
+    data = _write(tmp_path, "rows.jsonl", [{"prompt": "a", "response": "b"}, row])
+    with pytest.raises(DataError, match=message):
+        list(score_file(scorer, data, tmp_path / "out.jsonl"))

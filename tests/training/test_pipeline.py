@@ -1,0 +1,168 @@
+"""The job as a whole: what it refuses, and what it leaves behind."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModel, MistralConfig
+
+from service.errors import DataError, TrainingError
+from tests.conftest import CONFIGS, SHARED
+from tests.training.families import tiny
+from training.config import read_config
+from training.data import read_groups
+from training.demo.data import generate, write
+from training.export import export
+from training.fit import predict
+from training.graph import export_graph
+from training.measure import evaluate_bundle, evaluate_run
+from training.model import RewardModel
+from training.pipeline import train
+from training.run import Run
+
+HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
+TINY = CONFIGS / "tiny.toml"
+
+
+def test_a_run_says_what_it_did(run: Run) -> None:
+    report = run.read_report()
+    assert report["data"]["train"]["prompts"] + report["data"]["held_out_prompts"] == 150
+    assert report["normalization"]["completions"] == report["data"]["train"]["prompts"]
+    low, high = report["evaluation"]["accuracy_95"]
+    assert low <= report["evaluation"]["accuracy"] <= high
+    assert {"torch", "transformers", "onnxruntime"} <= report["libraries"].keys()
+    config = json.loads((run.model / "config.json").read_text())
+    assert config["mean"] == report["normalization"]["mean"] and config["std"] == 1.0
+
+
+def test_a_run_and_its_bundle_evaluate_alike(run: Run, bundle) -> None:
+    groups, _ = read_groups(run.held_out)
+    through_torch, served = evaluate_run(run, groups), evaluate_bundle(bundle.path, groups)
+    assert through_torch["accuracy"] == served["accuracy"]
+    assert through_torch["loss"] == pytest.approx(served["loss"], abs=1e-5)
+
+
+def test_a_finished_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "data.jsonl", prompts=20, seed=0)
+    config = read_config(TINY, [f"out={run.path}", f"data.train={tmp_path / 'data.jsonl'}"])
+    with pytest.raises(TrainingError, match="holds a finished run"):
+        train(config)
+
+
+def test_held_out_prompts_that_were_trained_on_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "data.jsonl", prompts=20, seed=0)
+    file = tmp_path / "data.jsonl"
+    config = read_config(
+        TINY, [f"out={tmp_path / 'run'}", f"data.train={file}", f"data.eval={file}"]
+    )
+    with pytest.raises(DataError, match=r"data\.jsonl:1: this prompt is in .* 19 others"):
+        train(config)
+
+
+def test_limits_beyond_the_model_s_positions_are_refused(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "data.jsonl", prompts=20, seed=0)
+    (tmp_path / "base.toml").write_text(
+        f"""name = "x"\nout = "{tmp_path / "run"}"\n[model]\npath = "{run.base}"
+        [data]\ntrain = "{tmp_path / "data.jsonl"}"\n[text]\nmax_prompt_tokens = 4000"""
+    )
+    with pytest.raises(TrainingError, match=r"= 4512, but the base model has 256 positions"):
+        train(read_config(tmp_path / "base.toml"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["fit.epochs=0"], "fit.epochs: Input should be greater than 0"),
+        (["fit.epoch=1"], "fit.epoch: Extra inputs"),
+        (["name.x=1"], "name is a value, not a section"),
+        (["seed"], "not key=value"),
+        (['model.path="a"'], "model: .*give either model.path or"),
+        (["data.issues.different_prompts=keep"], "different_prompts: Input should be"),
+    ],
+)
+def test_a_bad_setting_is_named(settings: list[str], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        read_config(TINY, settings)
+
+
+def test_a_reward_that_is_not_finite_is_named_by_its_row() -> None:
+    model = tiny("qwen3")
+    with torch.no_grad():
+        model.backbone.embed_tokens.weight[7] = math.nan
+    with pytest.raises(TrainingError, match="completion 2 of 3: its reward is nan"):
+        predict(model, [[1, 2], [3, 4], [6, 7]])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    write(tmp_path / "data.jsonl", prompts=60, seed=0)
+    settings = [f"out={tmp_path / 'run'}", f"data.train={tmp_path / 'data.jsonl'}"]
+    broken = ["fit.learning_rate=1e30", "fit.max_grad_norm=1e30", "fit.evaluations=1"]
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is (nan|inf)"):
+        train(read_config(TINY, [*settings, *broken]))
+
+
+def test_attention_that_the_graph_would_change_is_refused(tmp_path: Path) -> None:
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
+    )  # fmt: skip
+    model = RewardModel(AutoModel.from_config(config)).eval()
+    with pytest.raises(TrainingError, match="sliding_window=8, which is not exported"):
+        export_graph(model, 0.0, tmp_path / "model.onnx")
+
+
+def test_the_same_weights_give_the_same_bundle_id_and_the_graph_names_no_path(
+    run: Run, bundle, tmp_path: Path
+) -> None:
+    again = export(run, tmp_path / "elsewhere" / "bundle")
+    assert again.manifest.id == bundle.manifest.id
+    graph = again.file("model.onnx").read_bytes()
+    assert str(Path(__file__).parent.parent.parent).encode() not in graph
+
+
+def test_the_prompt_has_to_be_read() -> None:
+    """Words and length of a response, without its prompt, trail the true reward by 10 points."""
+    records = list(generate(1500, seed=3))
+    train_records, held_out = records[:1000], records[1000:]
+    words = CountVectorizer(token_pattern=r"\w+|!")
+    words.fit([text for record in train_records for text in record["responses"]])
+
+    def differences(records: list) -> np.ndarray:
+        rows = []
+        for record in records:
+            counts = words.transform(record["responses"]).toarray()
+            lengths = np.array([[len(text) / 50] for text in record["responses"]])
+            features = np.hstack([counts, lengths])
+            rows += [features[winner] - features[loser] for winner, loser in record["comparisons"]]
+        return np.array(rows)
+
+    difference = differences(train_records)
+    model = LogisticRegression(C=0.1, fit_intercept=False, max_iter=300)
+    model.fit(np.vstack([difference, -difference]), np.repeat([1, 0], len(difference)))
+    shallow = (model.decision_function(differences(held_out)) > 0).mean()
+    true = [
+        float(record["true_rewards"][winner] > record["true_rewards"][loser])
+        for record in held_out
+        for winner, loser in record["comparisons"]
+    ]
+    assert shallow < np.mean(true) - 0.10
+
+
+@pytest.mark.skipif(not HH.exists(), reason="the HH file is not part of the project")
+def test_human_choices_become_a_bundle_that_serves(tmp_path: Path) -> None:
+    sizes = ["model.scratch.layers=1", "model.scratch.hidden_size=16", "model.scratch.epochs=0"]
+    settings = [
+        f"data.train={HH}", f"out={tmp_path / 'run'}", "name=hh", *sizes,
+        "data.issues.different_prompts=drop", "fit.groups_per_batch=64",
+    ]  # fmt: skip
+    run = train(read_config(TINY, settings))
+    assert run.read_report()["data"]["issues"]["different_prompts"]["dropped"] == 5
+    bundle = export(run, tmp_path / "bundle")
+    groups, _ = read_groups(run.held_out)
+    report = evaluate_bundle(bundle.path, groups)
+    assert report["accuracy"] == pytest.approx(run.read_report()["evaluation"]["accuracy"])
