@@ -3,17 +3,18 @@ PYTHON ?= python3
 BUNDLE ?= runs/demo/bundle
 BIN := .venv/bin
 STAMP := .venv/installed
-EXTRAS := cpu,serve,train,dev
+EXTRAS := cpu,serve,train,loadtest,dev
 PROTO := service/proto/reward/v1/reward.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto k8s-check serve lock clean
+.PHONY: help setup demo test check proto k8s-check load serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
 	@echo "make check    format, lint, types, import arrows"
 	@echo "make proto    generate the gRPC stubs again"
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
+	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
 
@@ -45,6 +46,10 @@ check: $(STAMP)
 
 k8s-check: $(STAMP)
 	$(BIN)/python k8s/check.py
+
+load: $(STAMP)
+	test -d $(BUNDLE) || $(MAKE) demo
+	$(BIN)/python -m loadtests.run $(BUNDLE)
 
 serve: $(STAMP)
 	$(BIN)/reward-serve run $(BUNDLE)

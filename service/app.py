@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -72,11 +73,18 @@ def environment(config: ServiceConfig) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, from a range that neither Ray's workers (10002 to 19999), its
+    replicas (from 30000) nor outgoing connections (from 32768) are given ports of."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        ports: list[int] = []
+        for port in random.sample(range(20000, 30000), 1000):
+            candidate = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                candidate.bind(("", port))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise ServeFailed("no free ports between 20000 and 30000")
 
 
 def run(config: ServiceConfig, announce: Any = print) -> None:
@@ -84,6 +92,10 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
 
     Raises ServeFailed with the replica's own message when it cannot start.
     """
+    http, grpc = _free_ports(2)
+    config = config.model_copy(
+        update={"port": config.port or http, "grpc_port": config.grpc_port or grpc}
+    )
     os.environ.update(environment(config))
     import ray
     from ray import serve

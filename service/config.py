@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
-Port = Annotated[int, Field(gt=0, lt=65536)]
+Port = Annotated[int, Field(ge=0, lt=65536)]
+"0: a free one; `reward-serve run` prints which"
 
 
 class ServiceConfig(BaseModel):

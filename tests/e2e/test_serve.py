@@ -1,6 +1,7 @@
 """`reward-serve run` under real Ray Serve, in both ingress modes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -122,57 +125,95 @@ def test_errors_pass_the_ingress_unchanged(service, body: bytes, status: int) ->
     assert set(answer.json()["error"]) == {"code", "message", "field"}
 
 
-def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, scorer: Scorer) -> None:
-    """Twelve clients without pause: each request is answered right, or refused; none is lost.
+class Load:
+    """Clients that ask without pause until told to stop; what became of every request."""
 
-    Refused means 503 with Retry-After, Ray's 404 once the application is gone, or no connection.
-    """
-    pairs = [Pair(BODY["prompt"], response) for response in BODY["responses"]]
-    expected = [result.reward for result in score_offline(scorer, pairs)]
-    outcomes: list[str] = []
-    stop = threading.Event()
+    def __init__(self, url: str, expected: list[float], clients: int = 12) -> None:
+        self.answers: list[tuple[float, str]] = []  # (when it was asked, what became of it)
+        self._stop = threading.Event()
+        self._request = urllib.request.Request(f"{url}/score", json.dumps(BODY).encode())
+        self._expected = expected
+        self._clients = [threading.Thread(target=self._run) for _ in range(clients)]
 
-    def ask(url: str) -> None:
-        request = urllib.request.Request(f"{url}/score", json.dumps(BODY).encode())
-        while not stop.is_set():
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    right = json.load(response)["rewards"] == expected
-                    outcomes.append("right" if right else "wrong")
-            except urllib.error.HTTPError as error:
-                waits = error.code == 404 or error.headers.get("retry-after")
-                outcomes.append(str(error.code) if waits else f"{error.code} without Retry-After")
-                time.sleep(0.01)
-            except urllib.error.URLError as error:
-                refused = isinstance(error.reason, ConnectionRefusedError)
-                outcomes.append("refused" if refused else f"lost: {error.reason}")
-                time.sleep(0.01)
-            except OSError as error:
-                outcomes.append(f"lost: {error!r}")
-
-    with serving(bundle.path) as service:
-        clients = [threading.Thread(target=ask, args=(service.url,)) for _ in range(12)]
-        for client in clients:
+    def __enter__(self) -> "Load":
+        for client in self._clients:
             client.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for client in self._clients:
+            client.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            asked = time.monotonic()
+            outcome = self._ask()
+            self.answers.append((asked, outcome))
+            if outcome != "right":
+                time.sleep(0.01)
+
+    def _ask(self) -> str:
+        try:
+            with urllib.request.urlopen(self._request, timeout=60) as response:
+                return "right" if json.load(response)["rewards"] == self._expected else "wrong"
+        except urllib.error.HTTPError as error:
+            waits = error.code == 404 or error.headers.get("retry-after")
+            return str(error.code) if waits else f"{error.code} without Retry-After"
+        except urllib.error.URLError as error:
+            refused = isinstance(error.reason, ConnectionRefusedError)
+            return "refused" if refused else f"lost: {error.reason}"
+        except OSError as error:
+            return f"lost: {error!r}"
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer) -> list[float]:
+    pairs = [Pair(BODY["prompt"], response) for response in BODY["responses"]]
+    return [result.reward for result in score_offline(scorer, pairs)]
+
+
+def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected) -> None:
+    """Until the application is gone each request is answered right or with 503 and Retry-After.
+
+    It is gone with the first 404 of Ray's or the first connection refused: what is asked from then
+    on was not accepted.
+    """
+    with serving(bundle.path) as service, Load(service.url, expected) as load:
         time.sleep(2)
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(60)
-        stop.set()
-        for client in clients:
-            client.join()
     assert service.process.returncode == 0
-    assert outcomes.count("right") > 100
-    refusals = [outcome for outcome in outcomes if outcome in ("503", "404", "refused")]
-    assert refusals[0] == "503"  # notice comes first, Ray's 404 only when the application is gone
-    assert outcomes.count("503") > 100
-    assert set(outcomes) <= {"right", "503", "404", "refused"}, {
-        outcome: outcomes.count(outcome) for outcome in set(outcomes)
-    }
+    gone = min(asked for asked, outcome in load.answers if outcome in ("404", "refused"))
+    before = Counter(outcome for asked, outcome in load.answers if asked < gone)
+    assert set(before) <= {"right", "503", "404", "refused"}, before
+    assert before["right"] > 100 and before["503"] > 100
+    assert not any(outcome in ("right", "wrong") for asked, outcome in load.answers if asked > gone)
 
 
-def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+def test_a_replica_that_gets_sigterm_under_load_loses_nothing(bundle: Bundle, expected) -> None:
+    """Two replicas, one of them told to go: what it had in flight is answered by the other."""
+    with serving(bundle.path, "--replicas=2") as service:
+        replicas = [
+            process
+            for process in psutil.Process(service.process.pid).children(recursive=True)
+            if "ServeReplica:default:reward" in "".join(process.cmdline())
+        ]
+        assert len(replicas) == 2
+        with Load(service.url, expected) as load:
+            time.sleep(2)
+            replicas[0].send_signal(signal.SIGTERM)
+            time.sleep(8)
+    assert not psutil.pid_exists(replicas[0].pid)
+    assert len(load.answers) > 1000
+    assert {outcome for _, outcome in load.answers} == {"right"}, Counter(load.answers)
+
+
+def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | environment
+    )
 
 
 def test_a_broken_bundle_is_refused_with_one_line_before_ray_starts(copy: Path) -> None:
@@ -194,7 +235,7 @@ def test_a_replica_that_cannot_start_says_why(bundle: Bundle, copy: Path) -> Non
         rows[0]["reward"] += 1
 
     with_golden(bundle, copy, change)
-    done = _serve("run", str(copy), "--port", "18991")
+    done = _serve("run", str(copy), "--port=0", "--grpc-port=0")
     assert done.returncode == 1
     assert "golden.json: row 0: the engine gives" in done.stderr
 
@@ -203,3 +244,12 @@ def test_verify_prints_what_it_proved(bundle: Bundle) -> None:
     done = _serve("verify", str(bundle.path), "--json")
     report = json.loads(done.stdout)
     assert report["id"] == bundle.manifest.id and report["max_distance"] <= 1e-4
+
+
+def test_onnxruntime_twice_is_refused_with_the_way_out(bundle: Bundle, tmp_path: Path) -> None:
+    metadata = tmp_path / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    done = _serve("verify", str(bundle.path), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "both installed and overwrite each other; pip uninstall both" in done.stderr

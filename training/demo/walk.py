@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -79,10 +78,7 @@ class Service:
 @contextmanager
 def serving(bundle: Path, *options: str) -> Iterator["Service"]:
     """`reward-serve run` in a process of its own, stopped with SIGTERM at the end."""
-    with socket.socket() as http, socket.socket() as grpc:
-        http.bind(("127.0.0.1", 0))
-        grpc.bind(("127.0.0.1", 0))
-        ports = [f"--port={http.getsockname()[1]}", f"--grpc-port={grpc.getsockname()[1]}"]
+    ports = ("--port=0", "--grpc-port=0")
     command = [sys.executable, "-m", "service", "run", str(bundle), *ports, *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
