@@ -53,6 +53,10 @@ class Architecture(Schema):
     vocab_size: Positive
     parameters: Positive
 
+    def state_bytes_per_token(self, itemsize: int = 4) -> int:
+        """Bytes of key and value states that one token has, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
 
 class TextRules(Schema):
     """How a conversation becomes token ids; the same in training and in serving."""

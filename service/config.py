@@ -25,6 +25,10 @@ class ServiceConfig(BaseModel):
     "padded tokens of one engine run; a single longer row still runs, alone"
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a batch above which it is not filled further"
+    max_state_bytes: Positive = 1024 * 1024 * 1024
+    "key and value states of one engine run: of every row, prefix and padding included"
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+    "key and value states of recent prefixes that are kept"
     max_queued_tokens: Positive = 4_000_000
     "tokens waiting and running above which new requests get 503"
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ import numpy as np
 from service.bundle import Bundle
 from service.errors import BundleError, DeviceUnavailable
 from service.planner import MIN_TOKENS
+from service.prefix import HEAD_TOKENS, MIN_SUFFIX_TOKENS
+
+States = dict[str, np.ndarray]
 
 
 class Engine(Protocol):
@@ -21,8 +25,15 @@ class Engine(Protocol):
     fingerprint: str
     "runtime, version and device: with the bundle id, what decides the bits"
 
-    def run(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """B rows of token ids, each of its own length -> (B,) float32 rewards."""
+    def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
+        """B rows of token ids, each of its own length -> (B,) float32 rewards.
+
+        The first `prefix_tokens` tokens are the same in all rows; they may be computed once.
+        """
+        ...
+
+    def cached_tokens(self, row: Sequence[int]) -> int:
+        """How many of the row's first tokens the engine has states of. Safe from any thread."""
         ...
 
 
@@ -32,9 +43,19 @@ class OnnxEngine:
     Rows are padded on the right and there is no padding mask: attention is causal, so a real token
     never sees one that pads. Every run has at least MIN_TOKENS columns, so all of them take the
     same matrix kernels and a row's bits do not depend on its neighbours (CPU, fp32).
+
+    A prefix that rows share runs once, alone; the rest of each row runs with its states as past,
+    to the same bits. States of recent prefixes are kept, within `prefix_cache_bytes`.
     """
 
-    def __init__(self, bundle: Bundle, variant: str, device: str, threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        device: str,
+        threads: int = 0,
+        prefix_cache_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
         import onnxruntime as ort
 
         chosen = bundle.manifest.variant(variant)
@@ -66,13 +87,33 @@ class OnnxEngine:
         names = {entry.name for entry in self._session.get_inputs()}
         self._takes_positions = "position_ids" in names
         empty = np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), np.float32)
-        self._past = {name: empty for name in names if name.startswith("past_")}
+        self._empty = {name: empty for name in names if name.startswith("past_")}
+        self._states = StateCache(prefix_cache_bytes)
         self.fingerprint = (
             f"onnxruntime-{ort.__version__} {self.device} {instruction_set()} "
             f"threads={options.intra_op_num_threads}"
         )
 
-    def run(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
+        past = self._prefix(tuple(rows[0][:prefix_tokens])) if prefix_tokens else self._empty
+        suffixes = [row[prefix_tokens:] for row in rows]
+        (rewards,) = self._session.run(["reward"], self._feeds(suffixes, prefix_tokens, past))
+        return np.asarray(rewards, np.float32)  # (B,)
+
+    def cached_tokens(self, row: Sequence[int]) -> int:
+        return self._states.longest(row)
+
+    def _prefix(self, ids: tuple[int, ...]) -> States:
+        """Key and value states of a prefix, by the name of the input that takes them."""
+        states = self._states.get(ids)
+        if states is None:
+            outputs = [name.replace("past_", "present_") for name in self._empty]
+            computed = self._session.run(outputs, self._feeds([ids], 0, self._empty))
+            states = dict(zip(self._empty, computed, strict=True))  # (1, KV, P, D) each
+            self._states.put(ids, states)
+        return states
+
+    def _feeds(self, rows: Sequence[Sequence[int]], past_tokens: int, past: States) -> States:
         lengths = np.array([len(row) for row in rows])  # (B,)
         longest = max(MIN_TOKENS, int(lengths.max()))
         ids = np.zeros((len(rows), longest), np.int64)  # (B, T)
@@ -80,11 +121,56 @@ class OnnxEngine:
             ids[i, : len(row)] = row
         feeds = {"input_ids": ids, "last_index": lengths - 1}
         if self._takes_positions:
-            feeds["position_ids"] = np.tile(np.arange(longest), (len(rows), 1))
-        for name, empty in self._past.items():
-            feeds[name] = np.broadcast_to(empty, (len(rows), *empty.shape[1:]))
-        (rewards,) = self._session.run(["reward"], feeds)
-        return np.asarray(rewards, np.float32)  # (B,)
+            positions = np.arange(past_tokens, past_tokens + longest)
+            feeds["position_ids"] = np.tile(positions, (len(rows), 1))
+        for name, state in past.items():
+            feeds[name] = np.broadcast_to(state, (len(rows), *state.shape[1:]))
+        return feeds
+
+
+class StateCache:
+    """States of recent prefixes, the least recently used dropped first, within a cap of bytes.
+
+    Changed by the engine's thread alone; `longest` reads a snapshot and is safe from any thread.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[tuple[int, ...], States] = OrderedDict()
+        self._known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+
+    def get(self, ids: tuple[int, ...]) -> States | None:
+        if ids not in self._entries:
+            return None
+        self._entries.move_to_end(ids)
+        return self._entries[ids]
+
+    def put(self, ids: tuple[int, ...], states: States) -> None:
+        size = _nbytes(states)
+        if size > self._max_bytes:
+            return
+        self._entries[ids] = states
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            self._bytes -= _nbytes(dropped)
+        known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for entry in self._entries:
+            known.setdefault(entry[:HEAD_TOKENS], []).append(entry)
+        self._known = known
+
+    def longest(self, row: Sequence[int]) -> int:
+        """Tokens of the longest kept prefix that `row` begins with and goes beyond."""
+        entries = self._known.get(tuple(row[:HEAD_TOKENS]), ())
+        limit = len(row) - MIN_SUFFIX_TOKENS
+        return max(
+            (len(e) for e in entries if len(e) <= limit and tuple(row[: len(e)]) == e), default=0
+        )
+
+
+def _nbytes(states: States) -> int:
+    return sum(state.nbytes for state in states.values())
 
 
 def usable_cpus() -> int:

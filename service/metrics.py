@@ -29,6 +29,9 @@ REQUESTS = Series("reward_requests", "counter", "Requests by route and code.", (
 ERRORS = Series("reward_errors", "counter", "Refused or failed requests by error code.", ("error",))
 ROWS = Series("reward_rows", "counter", "Pairs scored.", ("bundle",))
 TOKENS = Series("reward_tokens", "counter", "Tokens of pairs that ran, without padding.")
+SHARED = Series(
+    "reward_shared_tokens", "counter", "Of those, tokens that another row's prefix saved."
+)
 PADDING = Series("reward_padding_tokens", "counter", "Tokens of padding computed beside them.")
 BATCH_ROWS = Series("reward_batch_rows", "histogram", "Pairs per engine run.", (), _ROWS)
 DROPPED = Series(
@@ -61,7 +64,18 @@ REWARD_BOUNDARIES = (-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6)
 _LE = (*(f"{boundary:g}" for boundary in REWARD_BOUNDARIES), "+Inf")
 
 SERIES = (
-    *(REQUESTS, ERRORS, ROWS, TOKENS, PADDING, BATCH_ROWS, DROPPED, QUEUE_ROWS, QUEUE_TOKENS),
+    *(
+        REQUESTS,
+        ERRORS,
+        ROWS,
+        TOKENS,
+        SHARED,
+        PADDING,
+        BATCH_ROWS,
+        DROPPED,
+        QUEUE_ROWS,
+        QUEUE_TOKENS,
+    ),
     *(QUEUE_WAIT, TOKENIZE, ENGINE, REWARD_BUCKET, REWARD_POSITIVE, REWARD_NEGATIVE),
 )
 

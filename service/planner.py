@@ -1,8 +1,10 @@
-"""Which waiting rows form the next batch. Pure: lengths in, indices out."""
+"""Which waiting rows form the next batch. Pure: token ids in, indices out."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from service.prefix import best_prefix, shareable_tokens
 
 MIN_TOKENS = 2
 "rows are padded to this: a run over a single token takes another matrix kernel, with other bits"
@@ -15,23 +17,50 @@ class Budget:
     padded_tokens: int
     padding: float
     "share of padding among the padded tokens"
+    state_tokens: int = 1 << 40
+    "tokens whose key/value states exist at once: rows times prefix and padded suffix"
 
 
-def padded_tokens(lengths: Sequence[int]) -> int:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows to run together. Their first `prefix_tokens` tokens are the same and run once."""
+
+    rows: list[int]
+    prefix_tokens: int = 0
+
+
+def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0) -> int:
     """Tokens an engine run over rows of these lengths computes."""
-    return len(lengths) * max(MIN_TOKENS, *lengths)
+    return prefix_tokens + len(lengths) * max(MIN_TOKENS, max(lengths) - prefix_tokens)
 
 
-def plan(lengths: Sequence[int], seed: int, budget: Budget) -> list[int]:
-    """Indices of the rows to run together, beginning with `seed`, which is always among them.
+def plan(rows: Sequence[Sequence[int]], seed: int, budget: Budget, cached_tokens: int = 0) -> Plan:
+    """The next batch. It begins with `seed`, which is always in it.
 
-    lengths: tokens of every waiting row, oldest first. Rows join by nearness in length to those
-    already there, the older first among equals, while the batch stays within the budget.
+    rows: token ids of every waiting row, oldest first; cached_tokens: how much of the seed the
+    engine still has states of. Where a shared prefix pays, the rows that share it join; otherwise
+    rows of similar length. They join by nearness in length to those already there, the older first
+    among equals, while the batch stays within the budget.
 
-    >>> plan([10, 50, 11, 9, 52], seed=0, budget=Budget(padded_tokens=40, padding=0.2))
+    >>> rows = [[7] * n for n in (10, 50, 11, 9, 52)]
+    >>> plan(rows, seed=0, budget=Budget(padded_tokens=40, padding=0.2)).rows
     [0, 3, 2]
     """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    shareable = shareable_tokens(rows, seed)
+    prefix = best_prefix(shareable, cached_tokens)
+    if prefix:
+        members = [i for i, tokens in enumerate(shareable) if tokens >= prefix]
+        chosen = _fill([len(row) - prefix for row in rows], seed, budget, prefix, members)
+        if best_prefix([prefix] * len(chosen), cached_tokens):
+            return Plan(chosen, prefix)  # else the budget left too few of them
+    return Plan(_fill([len(row) for row in rows], seed, budget, 0, range(len(rows))))
+
+
+def _fill(
+    lengths: Sequence[int], seed: int, budget: Budget, prefix: int, members: Sequence[int]
+) -> list[int]:
+    """Members around the seed in length; lengths are those after the prefix."""
+    order = sorted(members, key=lambda i: (lengths[i], i))
     first = bisect_left(order, (lengths[seed], seed), key=lambda i: (lengths[i], i))
     batch = [seed]
     longest = max(MIN_TOKENS, lengths[seed])
@@ -44,12 +73,16 @@ def plan(lengths: Sequence[int], seed: int, budget: Budget) -> list[int]:
             shorter is not None and shortest - shorter <= longer - longest
         )
         row = order[below] if take_shorter else order[above]
-        size = max(longest, lengths[row]) * (len(batch) + 1)
-        real = tokens + lengths[row]
-        if size > budget.padded_tokens or size - real > budget.padding * size:
+        columns, count = max(longest, lengths[row]), len(batch) + 1
+        size, real = prefix + columns * count, prefix + tokens + lengths[row]
+        if (
+            size > budget.padded_tokens
+            or size - real > budget.padding * size
+            or (prefix + columns) * count > budget.state_tokens
+        ):
             break
         batch.append(row)
-        longest, shortest = max(longest, lengths[row]), min(shortest, lengths[row])
-        tokens = real
+        longest, shortest = columns, min(shortest, lengths[row])
+        tokens += lengths[row]
         below, above = (below - 1, above) if take_shorter else (below, above + 1)
     return batch

@@ -61,6 +61,7 @@ class _Request:
 @dataclass(slots=True)
 class _Batch:
     places: list[tuple[_Request, int]]
+    prefix_tokens: int
     rows: list[Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -176,7 +177,9 @@ class Scheduler:
         try:
             while batch := self._next_batch():
                 self._running_since = started = time.perf_counter()
-                outcomes = await loop.run_in_executor(self._worker, self._run, batch.rows)
+                outcomes = await loop.run_in_executor(
+                    self._worker, self._run, batch.rows, batch.prefix_tokens
+                )
                 self._running_since = None
                 self._finish(batch, outcomes, started, time.perf_counter() - started)
         except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
@@ -196,8 +199,9 @@ class Scheduler:
         if not self._turns:
             return None
         places = list(islice(self._window(), WINDOW_ROWS))
-        lengths = [len(request.rows[i]) for request, i in places]
-        batch = _Batch([places[i] for i in plan(lengths, 0, self._budget)])
+        rows = [request.rows[i] for request, i in places]
+        planned = plan(rows, 0, self._budget, self._engine.cached_tokens(rows[0]))
+        batch = _Batch([places[i] for i in planned.rows], planned.prefix_tokens)
         self._turns.rotate(-1)
         self._queued_rows -= len(batch.places)
         for request, i in batch.places:
@@ -213,10 +217,13 @@ class Scheduler:
     def _finish(
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
     ) -> None:
-        tokens = sum(map(len, batch.rows))
-        self._queued_tokens -= tokens
-        self._recorder.add(metrics.TOKENS, tokens)
-        self._recorder.add(metrics.PADDING, padded_tokens([*map(len, batch.rows)]) - tokens)
+        lengths = [*map(len, batch.rows)]
+        self._queued_tokens -= sum(lengths)
+        shared = batch.prefix_tokens * (len(lengths) - 1)
+        computed = padded_tokens(lengths, batch.prefix_tokens)
+        self._recorder.add(metrics.TOKENS, sum(lengths))
+        self._recorder.add(metrics.SHARED, shared)
+        self._recorder.add(metrics.PADDING, computed + shared - sum(lengths))
         self._recorder.observe(metrics.BATCH_ROWS, len(batch.rows))
         self._recorder.observe(metrics.ENGINE, engine_s)
         self._gauge()
@@ -231,17 +238,17 @@ class Scheduler:
             if not request.missing and not request.done.done():
                 request.done.set_result(None)
 
-    def _run(self, rows: Sequence[Sequence[int]]) -> list[Outcome]:
+    def _run(self, rows: Sequence[Sequence[int]], prefix_tokens: int) -> list[Outcome]:
         """In the worker thread. A batch that fails is halved until only the guilty row fails."""
         try:
-            rewards = self._engine.run(rows)
+            rewards = self._engine.run(rows, prefix_tokens)
             assert len(rewards) == len(rows), "an engine gives one reward per row"
         except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
             if len(rows) == 1:
                 log.exception("the engine failed on a row of %d tokens", len(rows[0]))
                 return [EngineFailure(f"the engine failed on this row: {type(error).__name__}")]
             half = len(rows) // 2
-            return self._run(rows[:half]) + self._run(rows[half:])
+            return self._run(rows[:half], prefix_tokens) + self._run(rows[half:], prefix_tokens)
         return [
             float(reward)
             if np.isfinite(reward)

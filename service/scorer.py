@@ -68,7 +68,11 @@ class Scorer:
         self.encoder = Encoder.of(bundle)
         self.scheduler = Scheduler(
             engine,
-            Budget(config.max_batch_tokens, config.max_padding),
+            Budget(
+                config.max_batch_tokens,
+                config.max_padding,
+                config.max_state_bytes // bundle.manifest.architecture.state_bytes_per_token(),
+            ),
             config.max_queued_tokens,
             config.deadline_s,
             self.recorder,
@@ -81,7 +85,9 @@ class Scorer:
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
-        engine = OnnxEngine(bundle, config.variant, config.device, config.threads)
+        engine = OnnxEngine(
+            bundle, config.variant, config.device, config.threads, config.prefix_cache_bytes
+        )
         scorer = cls(bundle, engine, config, recorder)
         scorer.verify()
         return scorer

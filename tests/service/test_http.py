@@ -26,14 +26,16 @@ class Counting(OnnxEngine):
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle, "fp32", "cpu", 2)
-        self.runs = self.rows = self.padded = self.real = 0
+        self.runs = self.rows = self.padded = self.real = self.shared = self.cached = 0
 
-    def run(self, rows):
+    def run(self, rows, prefix_tokens=0):
         self.runs += 1
         self.rows += len(rows)
-        self.padded += len(rows) * max(map(len, rows))
-        self.real += sum(map(len, rows))
-        return super().run(rows)
+        self.padded += len(rows) * (max(map(len, rows)) - prefix_tokens)
+        self.real += sum(map(len, rows)) - len(rows) * prefix_tokens
+        self.shared += prefix_tokens > 0
+        self.cached += 0 < prefix_tokens <= self.cached_tokens(rows[0])
+        return super().run(rows, prefix_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_compressed_bodies_and_huge_headers_are_refused(scorer, config) -> None:
 
 def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, config) -> None:
     class Broken(OnnxEngine):
-        def run(self, rows):
+        def run(self, rows, prefix_tokens=0):
             raise RuntimeError("secret path")
 
     scorer = Scorer(bundle, Broken(bundle, "fp32", "cpu"), config)
@@ -180,11 +182,19 @@ def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -
     At least 8 rows per engine run on average and at most 30 % padding, or the test proves little.
     """
     rng = np.random.default_rng(0)
-    pool = [
-        {"prompt": record["prompt"] * int(rng.integers(1, 4)), "response": response}
-        for record in generate(60, seed=5)
-        for response in record["responses"]
-    ]
+    groups: list[list[int]] = []
+    pool: list[dict] = []
+    for record in generate(60, seed=5):
+        prompt = record["prompt"] * int(rng.integers(1, 4))
+        groups.append([len(pool) + i for i in range(len(record["responses"]))])
+        pool += [{"prompt": prompt, "response": response} for response in record["responses"]]
+
+    def compose() -> np.ndarray:
+        """Pairs at random, or all responses to a prompt several times over."""
+        if rng.random() < 0.5:
+            return rng.integers(0, len(pool), rng.integers(1, 40))
+        return np.repeat(groups[rng.integers(len(groups))], rng.integers(1, 5))
+
     engine = counting.engine
 
     async def go() -> None:
@@ -195,10 +205,10 @@ def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -
                 return np.array(answer.json()["rewards"], np.float32).view(np.uint32)
 
             alone = np.concatenate([await score(np.array([i])) for i in range(len(pool))])
-            assert engine.runs == engine.rows == len(pool)
+            assert engine.runs == engine.rows == len(pool) and not engine.shared
             engine.runs = engine.rows = engine.padded = engine.real = 0
             while engine.runs < 1000:
-                chosen = [rng.integers(0, len(pool), rng.integers(1, 40)) for _ in range(8)]
+                chosen = [compose() for _ in range(8)]
                 for indices, got in zip(
                     chosen, await asyncio.gather(*map(score, chosen)), strict=True
                 ):
@@ -209,3 +219,5 @@ def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -
     assert engine.runs >= 1000
     assert engine.rows / engine.runs >= 8
     assert 1 - engine.real / engine.padded <= 0.30
+    assert engine.shared > 100 and engine.cached > 30  # prefixes shared, and taken from the cache
+    assert engine.runs - engine.shared > 100

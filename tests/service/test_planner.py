@@ -1,45 +1,101 @@
-"""The planner, as properties over any waiting line."""
+"""The planner and the prefixes, as properties over any waiting line."""
 
 import doctest
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import planner
+from service import planner, prefix
 from service.planner import MIN_TOKENS, Budget, padded_tokens, plan
+from service.prefix import (
+    MIN_SAVED_TOKENS,
+    MIN_SUFFIX_TOKENS,
+    best_prefix,
+    common_tokens,
+    shareable_tokens,
+)
 
-LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
-BUDGETS = st.builds(Budget, st.integers(1, 2000), st.floats(0, 0.9))
+# Rows of a few prompts, cut anywhere, with tails of their own: shared prefixes of many lengths.
+PROMPTS = [[p] * 3 + list(range(100 + p, 300 + p)) for p in (1, 2, 3)]
+ROW = st.builds(
+    lambda p, cut, tail: PROMPTS[p][:cut] + tail,
+    st.integers(0, 2),
+    st.integers(1, 200),
+    st.lists(st.integers(900, 903), min_size=0, max_size=60),
+)
+ROWS = st.lists(ROW, min_size=1, max_size=40)
+BUDGETS = st.builds(
+    Budget,
+    st.integers(1, 3000),
+    st.floats(0, 0.9),
+    st.one_of(st.just(1 << 40), st.integers(1, 9000)),
+)
 
 
-def test_the_example_in_the_docstring_holds() -> None:
-    assert doctest.testmod(planner).failed == 0
+@pytest.mark.parametrize("module", [planner, prefix])
+def test_the_examples_in_the_docstrings_hold(module) -> None:
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 0
 
 
-@given(LENGTHS, BUDGETS, st.data())
-def test_the_seed_is_in_no_row_is_twice_and_the_budget_holds(lengths, budget, data) -> None:
-    seed = data.draw(st.integers(0, len(lengths) - 1))
-    batch = plan(lengths, seed, budget)
-    assert batch[0] == seed and len(set(batch)) == len(batch)
-    if len(batch) > 1:
-        chosen = [lengths[i] for i in batch]
-        size = padded_tokens(chosen)
+@given(ROWS, BUDGETS, st.data())
+def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, data) -> None:
+    seed = data.draw(st.integers(0, len(rows) - 1))
+    planned = plan(rows, seed, budget)
+    assert planned.rows[0] == seed and len(set(planned.rows)) == len(planned.rows)
+    if len(planned.rows) > 1:
+        lengths = [len(rows[i]) for i in planned.rows]
+        size = padded_tokens(lengths, planned.prefix_tokens)
+        real = sum(lengths) - planned.prefix_tokens * (len(lengths) - 1)
         assert size <= budget.padded_tokens
-        assert size - sum(chosen) <= budget.padding * size
+        assert size - real <= budget.padding * size
+        columns = max(MIN_TOKENS, max(lengths) - planned.prefix_tokens)
+        assert (planned.prefix_tokens + columns) * len(lengths) <= budget.state_tokens
 
 
-@given(LENGTHS, BUDGETS)
-def test_taking_batches_until_nothing_waits_runs_every_row_once(lengths, budget) -> None:
-    waiting, done = list(range(len(lengths))), []
+@given(ROWS, BUDGETS, st.integers(0, 220))
+def test_a_planned_prefix_is_common_leaves_two_tokens_and_pays(rows, budget, cached) -> None:
+    cached = min(cached, max(0, len(rows[0]) - MIN_SUFFIX_TOKENS))
+    planned = plan(rows, 0, budget, cached)
+    chosen = [rows[i] for i in planned.rows]
+    tokens = planned.prefix_tokens
+    assert all(row[:tokens] == chosen[0][:tokens] for row in chosen)
+    if tokens:
+        assert all(len(row) >= tokens + MIN_SUFFIX_TOKENS for row in chosen)
+        computed_once = 0 if tokens <= cached else 1
+        assert (len(chosen) - computed_once) * tokens >= MIN_SAVED_TOKENS
+
+
+@given(ROWS, BUDGETS)
+def test_taking_batches_until_nothing_waits_runs_every_row_once(rows, budget) -> None:
+    waiting, done = list(range(len(rows))), []
     while waiting:
-        batch = [waiting[i] for i in plan([lengths[i] for i in waiting], 0, budget)]
+        batch = [waiting[i] for i in plan([rows[i] for i in waiting], 0, budget).rows]
         assert waiting[0] in batch
         done += batch
         waiting = [i for i in waiting if i not in batch]
-    assert sorted(done) == list(range(len(lengths)))
+    assert sorted(done) == list(range(len(rows)))
 
 
 @given(st.integers(MIN_TOKENS, 50), st.integers(1, 40))
-def test_equal_rows_fill_the_budget_oldest_first(length, rows) -> None:
+def test_equal_lengths_fill_the_budget_oldest_first(length, count) -> None:
+    rows = [[1000 * i + j for j in range(length)] for i in range(count)]
     budget = Budget(padded_tokens=length * 10, padding=0.0)
-    assert sorted(plan([length] * rows, 0, budget)) == list(range(min(rows, 10)))
+    assert sorted(plan(rows, 0, budget).rows) == list(range(min(count, 10)))
+
+
+def test_of_two_levels_the_one_that_saves_more_is_taken() -> None:
+    system = list(range(60))
+    prompts = [system + [1000 * p + i for i in range(300)] for p in range(1, 4)]
+    group = [[*prompts[0], 7, i, 9] for i in range(8)]
+    others = [[*prompt, 7, 8] for prompt in prompts[1:] * 2]
+    assert best_prefix(shareable_tokens([*group, *others], 0)) == 361
+    assert best_prefix(shareable_tokens([group[0], *others * 4], 0)) == 60
+
+
+@given(ROW, ROW)
+def test_common_tokens_is_the_longest_common_start(first, second) -> None:
+    tokens = common_tokens(first, second)
+    assert first[:tokens] == second[:tokens]
+    assert tokens in (len(first), len(second)) or first[tokens] != second[tokens]

@@ -28,12 +28,12 @@ class Watched(OnnxEngine):
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, rows):
+    def run(self, rows, prefix_tokens=0):
         self.gate.wait()
         if any(GUILTY in row for row in rows):
             raise RuntimeError("the engine broke")
         self.runs.append([list(row) for row in rows])
-        rewards = super().run(rows)
+        rewards = super().run(rows, prefix_tokens)
         return np.where([INFINITE in row for row in rows], np.float32("nan"), rewards)
 
 
@@ -154,8 +154,8 @@ def test_a_full_line_refuses_and_takes_again_when_it_is_empty(scheduler, engine)
 
 def test_an_engine_that_breaks_its_protocol_leaves_nobody_waiting(bundle: Bundle) -> None:
     class Short(OnnxEngine):
-        def run(self, rows):
-            return super().run(rows)[:-1]
+        def run(self, rows, prefix_tokens=0):
+            return super().run(rows, prefix_tokens)[:-1]
 
     scheduler = Scheduler(Short(bundle, "fp32", "cpu"), BUDGET, max_queued_tokens=100_000)
     with pytest.raises(EngineFailure):

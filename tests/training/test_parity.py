@@ -99,7 +99,7 @@ def test_the_prefix_of_a_group_may_be_computed_once(pair: tuple[object, Bundle])
         }
         return session.run(["reward", *(f"present_{name}" for name in states)], inputs | feeds)
 
-    empty = dict(engine._past)
+    empty = dict(engine._empty)
     for split in (2, 17, 38):
         present = step(row[:, :split], 0, empty)[1:]
         feeds = {f"past_{name}": state for name, state in zip(states, present, strict=True)}
