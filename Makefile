@@ -1,18 +1,22 @@
 # Each target does its own set-up: a virtual environment in .venv, filled under constraints.txt.
 PYTHON ?= python3
 BUNDLE ?= runs/demo/bundle
+TARGET ?= all
+RUNTIME ?= cpu
 BIN := .venv/bin
 STAMP := .venv/installed
 EXTRAS := cpu,serve,train,loadtest,dev
 PROTO := service/proto/reward/v1/reward.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto k8s-check load serve lock clean
+.PHONY: help setup demo test check proto image image-check k8s-check load serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
 	@echo "make check    format, lint, types, import arrows"
 	@echo "make proto    generate the gRPC stubs again"
+	@echo "make image    the container images, with docker, podman or buildah"
+	@echo "make image-check  the serve image, non-root and read-only, on $(BUNDLE)"
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
@@ -46,6 +50,12 @@ check: $(STAMP)
 
 k8s-check: $(STAMP)
 	$(BIN)/python k8s/check.py
+
+image:
+	deploy/image.sh $(TARGET) $(RUNTIME)
+
+image-check:
+	deploy/image_check.sh $(BUNDLE) $(RUNTIME)
 
 load: $(STAMP)
 	test -d $(BUNDLE) || $(MAKE) demo

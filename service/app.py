@@ -105,6 +105,7 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop = threading.Event()
+    _stop_on_signal(stop)  # as process 1 of a container, SIGTERM without a handler is nothing
     started = time.perf_counter()
     ray.init(
         address="local",
@@ -113,8 +114,7 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
         log_to_driver=False,
         object_store_memory=100 * 1024 * 1024,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
-        signal.signal(number, lambda *_: stop.set())
+    _stop_on_signal(stop)  # again: ray.init sets its own
     try:
         serve.start(
             http_options={"host": config.host, "port": config.port},
@@ -135,6 +135,11 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _stop_on_signal(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
 
 
 def _deploy(serve: Any, config: ServiceConfig) -> Any:

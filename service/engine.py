@@ -56,8 +56,7 @@ class OnnxEngine:
         threads: int = 0,
         prefix_cache_bytes: int = 256 * 1024 * 1024,
     ) -> None:
-        import onnxruntime as ort
-
+        ort = _onnxruntime()
         chosen = bundle.manifest.variant(variant)
         sizes = bundle.manifest.architecture
         if sizes.kind != "causal":
@@ -217,9 +216,7 @@ def instruction_set() -> str:
 
 def resolve_device(device: str, supported: Sequence[str]) -> str:
     """ "cpu" or "cuda" for a request of auto, cpu or cuda. Raises DeviceUnavailable."""
-    import onnxruntime as ort
-
-    _refuse_two_runtimes()
+    ort = _onnxruntime()
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise DeviceUnavailable(
@@ -232,6 +229,15 @@ def resolve_device(device: str, supported: Sequence[str]) -> str:
     if device not in supported:
         raise DeviceUnavailable(f"device {device}: this variant supports {', '.join(supported)}")
     return device
+
+
+def _onnxruntime() -> Any:
+    """The runtime, its telemetry off: the wheel would report model and graph names by default."""
+    _refuse_two_runtimes()
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is imported
+    import onnxruntime
+
+    return onnxruntime
 
 
 def _refuse_two_runtimes() -> None:

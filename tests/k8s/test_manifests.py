@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,14 @@ def test_the_gpu_overlay_asks_for_a_gpu_per_replica() -> None:
     assert application["deployments"][0]["ray_actor_options"]["num_gpus"] == 1
 
 
+BUILT = [("reward-serve", "cpu"), ("reward-serve", "gpu"), ("reward-train", "cpu")]
+
+
 @needs_kubectl
 def test_kustomize_sets_the_images() -> None:
     images = {pod.container["image"] for path in OVERLAYS for pod in render(path).pods()}
-    assert images == {"reward-service-serve:latest", "reward-service-train:latest"}
+    tags = {f"{name}:{version('reward-service')}-{runtime}" for name, runtime in BUILT}
+    assert images == tags  # what `make image` builds
 
 
 @needs_kubectl
