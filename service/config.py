@@ -26,9 +26,11 @@ class ServiceConfig(BaseModel):
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a batch above which it is not filled further"
     max_state_bytes: Positive = 1024 * 1024 * 1024
-    "key and value states of one engine run: of every row, prefix and padding included"
+    "key and value states of one engine run, of every row with its prefix; the runtime doubles them"
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     "key and value states of recent prefixes that are kept"
+    max_encoding_characters: Positive = 64_000_000
+    "characters of responses waiting for the tokenizer above which new requests get 503"
     max_queued_tokens: Positive = 4_000_000
     "tokens waiting and running above which new requests get 503"
 

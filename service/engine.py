@@ -1,10 +1,7 @@
 """Token ids -> rewards. Knows arrays; knows nothing of text."""
 
 import importlib.metadata
-import math
 import os
-import platform
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +10,9 @@ import numpy as np
 
 from service.bundle import Bundle
 from service.errors import BundleError, DeviceUnavailable
+from service.machine import instruction_set, usable_cpus
 from service.planner import MIN_TOKENS
-from service.prefix import HEAD_TOKENS, MIN_SUFFIX_TOKENS
-
-States = dict[str, np.ndarray]
+from service.states import StateCache, States
 
 
 class Engine(Protocol):
@@ -24,6 +20,7 @@ class Engine(Protocol):
 
     fingerprint: str
     "runtime, version and device: with the bundle id, what decides the bits"
+    device: str
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows of token ids, each of its own length -> (B,) float32 rewards.
@@ -94,6 +91,7 @@ class OnnxEngine:
         )
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
+        assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
         past = self._prefix(tuple(rows[0][:prefix_tokens])) if prefix_tokens else self._empty
         suffixes = [row[prefix_tokens:] for row in rows]
         (rewards,) = self._session.run(["reward"], self._feeds(suffixes, prefix_tokens, past))
@@ -125,93 +123,6 @@ class OnnxEngine:
         for name, state in past.items():
             feeds[name] = np.broadcast_to(state, (len(rows), *state.shape[1:]))
         return feeds
-
-
-class StateCache:
-    """States of recent prefixes, the least recently used dropped first, within a cap of bytes.
-
-    Changed by the engine's thread alone; `longest` reads a snapshot and is safe from any thread.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[tuple[int, ...], States] = OrderedDict()
-        self._known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-
-    def get(self, ids: tuple[int, ...]) -> States | None:
-        if ids not in self._entries:
-            return None
-        self._entries.move_to_end(ids)
-        return self._entries[ids]
-
-    def put(self, ids: tuple[int, ...], states: States) -> None:
-        size = _nbytes(states)
-        if size > self._max_bytes:
-            return
-        self._entries[ids] = states
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._bytes -= _nbytes(dropped)
-        known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for entry in self._entries:
-            known.setdefault(entry[:HEAD_TOKENS], []).append(entry)
-        self._known = known
-
-    def longest(self, row: Sequence[int]) -> int:
-        """Tokens of the longest kept prefix that `row` begins with and goes beyond."""
-        entries = self._known.get(tuple(row[:HEAD_TOKENS]), ())
-        limit = len(row) - MIN_SUFFIX_TOKENS
-        return max(
-            (len(e) for e in entries if len(e) <= limit and tuple(row[: len(e)]) == e), default=0
-        )
-
-
-def _nbytes(states: States) -> int:
-    return sum(state.nbytes for state in states.values())
-
-
-def usable_cpus() -> int:
-    """CPUs this process may use: its affinity, and the cgroup's quota where there is one."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(cpus, math.ceil(quota) if quota else cpus))
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that the tightest limit on this process's cgroup, or one above it, leaves it."""
-    own = Path("/proc/self/cgroup")
-    lines = own.read_text().splitlines() if own.is_file() else []
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        group = base / path.lstrip("/")
-        quotas += [_quota(folder) for folder in (group, *group.parents) if folder.is_dir()]
-    return min((quota for quota in quotas if quota), default=None)
-
-
-def _quota(folder: Path) -> float | None:
-    """One group's limit, in CPUs: cgroup v2's cpu.max, or v1's pair of files."""
-    v2, v1 = folder / "cpu.max", folder / "cpu.cfs_quota_us"
-    if v2.is_file():
-        quota, period = v2.read_text().split()
-    elif v1.is_file():
-        quota, period = v1.read_text(), (folder / "cpu.cfs_period_us").read_text()
-    else:
-        return None
-    return None if quota.strip() in ("max", "-1") else float(quota) / float(period)
-
-
-def instruction_set() -> str:
-    """The widest vector instructions of this CPU; they decide the kernels and so the bits."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.is_file() else set()
-    known = ("amx_tile", "avx512_vnni", "avx512f", "avx2", "sve", "asimd")
-    return next((flag for flag in known if flag in flags), platform.machine())
 
 
 def resolve_device(device: str, supported: Sequence[str]) -> str:

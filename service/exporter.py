@@ -26,15 +26,15 @@ class Exporter:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._series = {series: _make(series) for series in SERIES}
-        for series in SERIES:  # a series that had no event yet is there, with its value 0
-            if not series.labels and series.kind == "counter":
-                recorder.add(series, 0)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
-            self.publish()
+            try:
+                self.publish()
+            except Exception:  # metrics may be lost; the replica goes on
+                log.exception("metrics could not be published")
 
     def publish(self) -> None:
         taken = self._recorder.drain()
@@ -50,9 +50,10 @@ class Exporter:
 
 async def cluster_page() -> bytes:
     """The metrics of every live node's agent, each family once. A node that is gone is left out."""
+    nodes = await asyncio.to_thread(ray.nodes)
     addresses = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        for node in nodes
         if node["Alive"]
     ]
     pages = await asyncio.gather(*(asyncio.to_thread(_fetch, address) for address in addresses))

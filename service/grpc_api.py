@@ -39,6 +39,7 @@ class GrpcApi:
     def __init__(self, scorer: Scorer, config: ServiceConfig, journal: Journal) -> None:
         self._scorer = scorer
         self._max_pairs = config.max_pairs
+        self._deadline_s = config.deadline_s
         self._journal = journal
 
     async def score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
@@ -46,7 +47,7 @@ class GrpcApi:
         try:
             asked = _parse(request)
             pairs = asked.as_pairs(self._max_pairs)
-            entry.scores = await self._scorer.score(pairs, asked.truncation)
+            entry.scores = await self._scorer.score(pairs, asked.truncation, self._deadline_s)
             entry.code = "OK"
             return self._response(entry.scores)
         except RewardError as error:
@@ -102,6 +103,7 @@ class GrpcApi:
                 name=manifest.name,
                 variant=self._scorer.variant.name,
                 normalized=manifest.normalization is not None,
+                bit_invariant=self._scorer.bit_invariant,
             ),
             engine=self._scorer.engine.fingerprint,
             timing=pb.Timing(

@@ -5,7 +5,9 @@ Reads JSON lines, gzipped or not, or Parquet: rows of {"prompt", "response"} or 
 """
 
 import gzip
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,9 +23,9 @@ CHUNK_PAIRS = 512
 def score_file(scorer: Scorer, data: Path, out: Path) -> Iterator[int]:
     """Yields the number of rows that are done, beginning with those of an earlier call.
 
-    Raises DataError naming the row that cannot be scored; what was scored before it is kept.
+    Raises DataError naming the rows among which one cannot be scored; what came before is kept.
     """
-    done = _finished_rows(out, scorer.bundle.manifest.id)
+    done = _finished_rows(scorer, data, out)
     yield done
     with out.open("a", encoding="utf-8") as file:
         for rows in _chunks(islice(enumerate(read_rows(data), 1), done, None), data):
@@ -117,24 +119,54 @@ def _line(scorer: Scorer, row: ScoreRequest, results: Iterator[Result]) -> str:
                 "rewards": [result.reward for result in got],
                 "raw_rewards": [result.raw_reward for result in got],
                 "tokens_cut": [result.tokens_cut for result in got],
-                "bundle": scorer.bundle.manifest.id,
+                **_origin(scorer, row),
             }
         )
         + "\n"
     )
 
 
-def _finished_rows(out: Path, bundle: str) -> int:
-    """Whole lines already there, all of this bundle; a line cut short by a crash is removed."""
+def _origin(scorer: Scorer, row: ScoreRequest) -> dict[str, str]:
+    """What a line was made of and by."""
+    return {
+        "row_sha256": hashlib.sha256(row.model_dump_json().encode()).hexdigest(),
+        "bundle": scorer.bundle.manifest.id,
+        "variant": scorer.variant.name,
+        "engine": scorer.engine.fingerprint,
+    }
+
+
+def _finished_rows(scorer: Scorer, data: Path, out: Path) -> int:
+    """Whole lines already there. Each must be of its row of `data`, this bundle and this engine.
+
+    A line that a crash cut short is removed.
+    """
     if not out.exists():
         return 0
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    for number, line in enumerate(lines, 1):
-        other = json.loads(line).get("bundle")
-        if other != bundle:
-            raise DataError(f"{out}:{number}: was scored by {other}, not by {bundle}; move it away")
-    if len(whole) < len(content):
-        out.write_bytes(whole)
-    return len(lines)
+    done = whole = 0
+    with out.open("rb") as file:
+        for row, line in zip(read_rows(data), file, strict=False):
+            if not line.endswith(b"\n"):
+                break
+            done, whole = done + 1, whole + len(line)
+            expected = _origin(scorer, _request(row, f"{data}: row {done}"))
+            _check_origin(line, expected, f"{out}:{done}")
+        rest = file.read()
+    if b"\n" in rest:
+        raise DataError(f"{out}: has more lines than {data} has rows; move it away")
+    os.truncate(out, whole)
+    return done
+
+
+def _check_origin(line: bytes, expected: dict[str, str], where: str) -> None:
+    try:
+        found = json.loads(line)
+        differing = [name for name in expected if found.get(name) != expected[name]]
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{where}: not a line of this command; move the file away") from error
+    if differing:
+        name = differing[0]
+        raise DataError(
+            f"{where}: {name} is {found.get(name)!r}, now it is {expected[name]!r}; "
+            "move the file away, or give what it was begun with"
+        )

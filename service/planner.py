@@ -1,10 +1,10 @@
-"""Which waiting rows form the next batch. Pure: token ids in, indices out."""
+"""Which waiting rows form the next batch. Pure: packed token ids in, indices out."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.prefix import best_prefix, shareable_tokens
+from service.prefix import ITEM, best_prefix, shareable_tokens
 
 MIN_TOKENS = 2
 "rows are padded to this: a run over a single token takes another matrix kernel, with other bits"
@@ -34,26 +34,34 @@ def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0) -> int:
     return prefix_tokens + len(lengths) * max(MIN_TOKENS, max(lengths) - prefix_tokens)
 
 
-def plan(rows: Sequence[Sequence[int]], seed: int, budget: Budget, cached_tokens: int = 0) -> Plan:
+def plan(rows: Sequence[bytes], seed: int, budget: Budget, cached_tokens: int = 0) -> Plan:
     """The next batch. It begins with `seed`, which is always in it.
 
-    rows: token ids of every waiting row, oldest first; cached_tokens: how much of the seed the
-    engine still has states of. Where a shared prefix pays, the rows that share it join; otherwise
-    rows of similar length. They join by nearness in length to those already there, the older first
-    among equals, while the batch stays within the budget.
+    rows: packed token ids of every waiting row, oldest first; cached_tokens: how much of the seed
+    the engine still has states of. Where a shared prefix pays, the rows that share it join;
+    otherwise rows of similar length. They join by nearness in length to those already there, the
+    older first among equals, while the batch stays within the budget.
 
-    >>> rows = [[7] * n for n in (10, 50, 11, 9, 52)]
+    >>> from service.prefix import pack
+    >>> rows = [pack([7] * n) for n in (10, 50, 11, 9, 52)]
     >>> plan(rows, seed=0, budget=Budget(padded_tokens=40, padding=0.2)).rows
     [0, 3, 2]
     """
+    lengths = [len(row) // ITEM for row in rows]
+
+    def fits(tokens: int) -> int:
+        suffix = max(MIN_TOKENS, lengths[seed] - tokens)
+        by_tokens = (budget.padded_tokens - tokens) // suffix
+        return max(1, min(by_tokens, budget.state_tokens // (tokens + suffix)))
+
     shareable = shareable_tokens(rows, seed)
-    prefix = best_prefix(shareable, cached_tokens)
+    prefix = best_prefix(shareable, cached_tokens, fits)
     if prefix:
         members = [i for i, tokens in enumerate(shareable) if tokens >= prefix]
-        chosen = _fill([len(row) - prefix for row in rows], seed, budget, prefix, members)
+        chosen = _fill([length - prefix for length in lengths], seed, budget, prefix, members)
         if best_prefix([prefix] * len(chosen), cached_tokens):
             return Plan(chosen, prefix)  # else the budget left too few of them
-    return Plan(_fill([len(row) for row in rows], seed, budget, 0, range(len(rows))))
+    return Plan(_fill(lengths, seed, budget, 0, range(len(rows))))
 
 
 def _fill(

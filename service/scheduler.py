@@ -27,13 +27,14 @@ from service.errors import (
 )
 from service.metrics import Recorder
 from service.planner import Budget, padded_tokens, plan
+from service.prefix import pack
 
 log = logging.getLogger("reward.scheduler")
 
 Outcome = float | RewardError
 
-WINDOW_ROWS, WINDOW_ROWS_PER_REQUEST = 2048, 256
-"rows that one batch is planned over: enough for a good fit, few enough for a millisecond"
+WINDOW_ROWS, WINDOW_ROWS_PER_REQUEST = 1024, 256
+"rows that one batch is planned over: enough for a good fit, few enough for milliseconds"
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Scored:
 @dataclass(slots=True, eq=False)
 class _Request:
     rows: Sequence[Sequence[int]]
+    packed: Sequence[bytes]
     done: asyncio.Future[None]
     submitted: float
     waiting: dict[int, None]
@@ -62,6 +64,7 @@ class _Request:
 class _Batch:
     places: list[tuple[_Request, int]]
     prefix_tokens: int
+    was_cached: bool
     rows: list[Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,12 +79,10 @@ class Scheduler:
         engine: Engine,
         budget: Budget,
         max_queued_tokens: int,
-        deadline_s: float = 110.0,
         recorder: Recorder | None = None,
     ) -> None:
         self._engine = engine
         self._budget = budget
-        self._deadline_s = deadline_s
         self._recorder = recorder or Recorder(listening=False)
         self._max_queued_tokens = max_queued_tokens
         self._queued_tokens = 0  # waiting or in the engine
@@ -91,9 +92,9 @@ class Scheduler:
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
-    async def score(self, rows: Sequence[Sequence[int]]) -> Scored:
+    async def score(self, rows: Sequence[Sequence[int]], deadline_s: float | None = None) -> Scored:
         """Rewards of all rows. Raises Overloaded before anything is queued, and
-        DeadlineExceeded when they are not all there in time.
+        DeadlineExceeded when they are not all there within `deadline_s` (None: no deadline).
 
         A row that makes the engine fail raises EngineFailure with `row` set to its index; other
         requests in its batch are not touched. Cancelling drops the rows that have not run.
@@ -102,13 +103,13 @@ class Scheduler:
             return Scored([], 0.0, 0.0)
         request = self._admit(rows)
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(deadline_s):
                 await request.done
         except TimeoutError:
             self._drop(request, "deadline")
             raise DeadlineExceeded(
                 f"{request.missing} of {len(rows)} pairs were not scored within "
-                f"deadline_s={self._deadline_s:g}; retry, or send less at a time"
+                "their deadline; retry, or send less at a time"
             ) from None
         except asyncio.CancelledError:
             self._drop(request, "caller_left")
@@ -156,6 +157,7 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         request = _Request(
             rows=rows,
+            packed=[pack(row) for row in rows],
             done=loop.create_future(),
             submitted=time.perf_counter(),
             waiting=dict.fromkeys(range(len(rows))),
@@ -184,13 +186,21 @@ class Scheduler:
                 self._finish(batch, outcomes, started, time.perf_counter() - started)
         except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
             log.exception("the scheduler failed")
-            running = [request for request, _ in batch.places] if batch else []
-            for request in {*self._turns, *running}:
-                if not request.done.done():
-                    request.done.set_exception(EngineFailure(f"scheduler: {error!r}"))
+            self._abandon(batch, EngineFailure(f"scheduler: {type(error).__name__}"))
         finally:
             self._running_since = None
             self._loop_task = None
+
+    def _abandon(self, batch: _Batch | None, error: EngineFailure) -> None:
+        """Answer everything with an error and begin anew with an empty line."""
+        places = batch.places if batch else []
+        for request in {*self._turns, *(request for request, _ in places)}:
+            if not request.done.done():
+                request.done.set_exception(error)
+            request.waiting.clear()
+        self._turns.clear()
+        self._queued_tokens = self._queued_rows = 0
+        self._gauge()
 
     def _next_batch(self) -> _Batch | None:
         """The oldest row of the request whose turn it is, and rows that fit to it."""
@@ -199,11 +209,18 @@ class Scheduler:
         if not self._turns:
             return None
         places = list(islice(self._window(), WINDOW_ROWS))
-        rows = [request.rows[i] for request, i in places]
-        planned = plan(rows, 0, self._budget, self._engine.cached_tokens(rows[0]))
-        batch = _Batch([places[i] for i in planned.rows], planned.prefix_tokens)
+        packed = [request.packed[i] for request, i in places]
+        request, seed = places[0]
+        cached_tokens = self._engine.cached_tokens(request.rows[seed])
+        planned = plan(packed, 0, self._budget, cached_tokens)
+        batch = _Batch(
+            [places[i] for i in planned.rows],
+            planned.prefix_tokens,
+            was_cached=0 < planned.prefix_tokens <= cached_tokens,
+        )
         self._turns.rotate(-1)
         self._queued_rows -= len(batch.places)
+        self._gauge()
         for request, i in batch.places:
             del request.waiting[i]
         return batch
@@ -219,11 +236,12 @@ class Scheduler:
     ) -> None:
         lengths = [*map(len, batch.rows)]
         self._queued_tokens -= sum(lengths)
-        shared = batch.prefix_tokens * (len(lengths) - 1)
-        computed = padded_tokens(lengths, batch.prefix_tokens)
+        prefix = batch.prefix_tokens
+        computed = padded_tokens(lengths, prefix)
+        real = prefix + sum(lengths) - prefix * len(lengths)
         self._recorder.add(metrics.TOKENS, sum(lengths))
-        self._recorder.add(metrics.SHARED, shared)
-        self._recorder.add(metrics.PADDING, computed + shared - sum(lengths))
+        self._recorder.add(metrics.SHARED, prefix * (len(lengths) - (not batch.was_cached)))
+        self._recorder.add(metrics.PADDING, computed - real)
         self._recorder.observe(metrics.BATCH_ROWS, len(batch.rows))
         self._recorder.observe(metrics.ENGINE, engine_s)
         self._gauge()
@@ -244,11 +262,13 @@ class Scheduler:
             rewards = self._engine.run(rows, prefix_tokens)
             assert len(rewards) == len(rows), "an engine gives one reward per row"
         except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
+            if prefix_tokens:  # its states may be what failed: no row is blamed for that
+                return self._run(rows, 0)
             if len(rows) == 1:
                 log.exception("the engine failed on a row of %d tokens", len(rows[0]))
                 return [EngineFailure(f"the engine failed on this row: {type(error).__name__}")]
             half = len(rows) // 2
-            return self._run(rows[:half], prefix_tokens) + self._run(rows[half:], prefix_tokens)
+            return self._run(rows[:half], 0) + self._run(rows[half:], 0)
         return [
             float(reward)
             if np.isfinite(reward)

@@ -20,8 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
-from service.bundle import TEMPLATE, TOKENIZER, Bundle, TextRules
+from service.bundle import TEMPLATE, TOKENIZER, Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
+from service.manifest import TextRules
 
 
 class Message(BaseModel):

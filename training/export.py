@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from service import bundle as bundles
-from service.bundle import Bundle, GoldenRow, Normalization, Provenance, TextRules, Variant
+from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.errors import TrainingError
+from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Variant
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Encoder, Message
 from training.data import Prompt, completions_sha256
@@ -71,8 +72,7 @@ def export(run: Run, out: Path) -> Bundle:
         (unfinished / bundles.REPORT_DIR).mkdir()
         shutil.copyfile(run.report, unfinished / bundles.REPORT_DIR / "report.json")
         bundle = write_bundle(unfinished, source, reference)
-        rewards = _served_rewards(unfinished, reference)
-        _record_measured_mean(bundle, rewards)
+        _record_measured(bundle, *_serve(unfinished, reference))
         unfinished.rename(out)
     return bundles.load(out)
 
@@ -92,7 +92,7 @@ def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle
         precision="fp32",
         devices=("cpu", "cuda"),
         tolerance=TOLERANCE["fp32"],
-        bit_invariant=True,
+        bit_invariant=False,  # until it is measured
     )
     return bundles.write_manifest(
         path,
@@ -154,17 +154,21 @@ def _source(run: Run, reference: Completions) -> Source:
     )
 
 
-def _served_rewards(path: Path, completions: Completions) -> np.ndarray:
-    """(N,) rewards through the code that serves; opening it replays the golden scores."""
+def _serve(path: Path, completions: Completions) -> tuple[np.ndarray, bool]:
+    """(N,) rewards through the code that serves, and whether it reproduces bits.
+
+    Opening it replays the golden scores.
+    """
     scorer = Scorer.open(ServiceConfig(bundle=path, device="cpu"))
     try:
         pairs = [Pair(prompt, response) for prompt, response in completions]
-        return np.array([result.reward for result in score_offline(scorer, pairs)])
+        rewards = np.array([result.reward for result in score_offline(scorer, pairs)])
+        return rewards, scorer.reproduces_bits()
     finally:
         scorer.close()
 
 
-def _record_measured_mean(bundle: Bundle, rewards: np.ndarray) -> None:
+def _record_measured(bundle: Bundle, rewards: np.ndarray, bit_invariant: bool) -> None:
     """Write the manifest again with what was measured; its identity does not depend on it."""
     measured = reference_mean(rewards)
     if abs(measured) > MEAN_TOLERANCE:
@@ -175,13 +179,14 @@ def _record_measured_mean(bundle: Bundle, rewards: np.ndarray) -> None:
     manifest = bundle.manifest
     assert manifest.normalization is not None
     update = {"measured_mean": measured, "std": float(rewards.std())}
+    (fp32,) = manifest.variants
     bundles.write_manifest(
         bundle.path,
         name=manifest.name,
         architecture=manifest.architecture,
         text=manifest.text,
         normalization=manifest.normalization.model_copy(update=update),
-        variants=manifest.variants,
+        variants=(fp32.model_copy(update={"bit_invariant": bit_invariant}),),
         evaluation=manifest.evaluation,
         provenance=manifest.provenance,
     )

@@ -22,8 +22,8 @@ from torch.onnx import OnnxExporterError
 from torch.onnx.ops import attention
 from transformers import AttentionInterface
 
-from service.bundle import Architecture
 from service.errors import TrainingError
+from service.manifest import Architecture
 from training.model import RewardModel
 
 OPSET = 23

@@ -38,12 +38,11 @@ def train(config: TrainConfig) -> Run:
     """Everything `reward-train fit` does. Returns the run directory.
 
     A run that was killed goes on from its last checkpoint when the same configuration is given
-    again, and ends with the weights it would have had (CPU, fp32).
+    again, and ends with the weights it would have had (CPU, fp32). One that had ended is returned.
     """
     run = Run(config.out)
-    if run.report.exists():
-        raise TrainingError(f"{run.path}: holds a finished run; choose another --set out=DIR")
-    run.begin(config)
+    if run.begin(config, _inputs(config)):
+        return run
     train_groups, held_out, issues = _read(config)
     base = _base(config, train_groups, run)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -76,18 +75,7 @@ def train(config: TrainConfig) -> Run:
         {
             "name": config.name,
             "config": config.model_dump(mode="json"),
-            "data": {
-                "train": {
-                    "file": config.data.train.name,
-                    "sha256": _sha256(config.data.train),
-                    "prompts": len(train_groups),
-                    "comparisons": sum(len(group.comparisons) for group in train_groups),
-                    "completions": sum(len(group.responses) for group in train_groups),
-                    "truncated_completions": truncated,
-                },
-                "held_out_prompts": len(held_out),
-                "issues": issues.report(),
-            },
+            "data": _data_report(config, train_groups, truncated, issues),
             "normalization": {
                 "mean": mean,
                 "std": float(raw_rewards.std()),
@@ -106,6 +94,17 @@ def train(config: TrainConfig) -> Run:
             "nothing; lower fit.learning_rate. The report is in " + str(run.report)
         )
     return run
+
+
+def _inputs(config: TrainConfig) -> dict[str, str]:
+    """SHA-256 of every file the run learns from."""
+    files = [config.data.train, *([config.data.eval] if config.data.eval else [])]
+    if config.model.path is not None:
+        files += sorted(file for file in config.model.path.glob("*") if file.is_file())
+    try:
+        return {str(file): _sha256(file) for file in files}
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def _read(config: TrainConfig) -> tuple[list[Group], list[Group], Issues]:
@@ -149,6 +148,20 @@ def _check_positions(model: RewardModel, text: Text) -> None:
             f"text.max_prompt_tokens + text.max_response_tokens = {wanted}, but the base model has "
             f"{positions} positions; lower them"
         )
+
+
+def _data_report(
+    config: TrainConfig, groups: list[Group], truncated: int, issues: Issues
+) -> dict[str, object]:
+    return {
+        "file": config.data.train.name,
+        "sha256": _sha256(config.data.train),
+        "prompts": len(groups),
+        "comparisons": sum(len(group.comparisons) for group in groups),
+        "completions": sum(len(group.responses) for group in groups),
+        "truncated_completions": truncated,
+        "issues": issues.report(),
+    }
 
 
 def libraries() -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from service.bundle import TextRules
 from service.errors import TrainingError
+from service.manifest import TextRules
 from training.config import Text
 
 

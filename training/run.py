@@ -10,6 +10,7 @@ base/             the base model, where it was made from scratch;   checkpoints/
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.bundle import TEMPLATE, TOKENIZER, TextRules
+from service.bundle import TEMPLATE, TOKENIZER
 from service.errors import DataError, TrainingError
+from service.manifest import TextRules
 from service.text import Encoder, Message
 from training.config import TrainConfig
 from training.data import Group, Prompt
@@ -48,16 +50,24 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.json"
 
-    def begin(self, config: TrainConfig) -> None:
-        """Make the directory, or go on in it. Raises where it was begun with other settings."""
+    def begin(self, config: TrainConfig, inputs: dict[str, str]) -> bool:
+        """Make the directory, or go on in it; True where the run in it is finished already.
+
+        inputs: digests of what it learns from. Raises where it was begun with other settings or
+        other inputs.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        file, content = self.path / "config.json", config.model_dump_json(indent=2) + "\n"
-        if file.exists() and file.read_text(encoding="utf-8") != content:
+        file = self.path / "config.json"
+        subject = {"config": config.model_dump(mode="json"), "inputs": inputs}
+        content = json.dumps(subject, indent=2) + "\n"
+        if not file.exists():
+            write_whole(file, content)
+        elif file.read_text(encoding="utf-8") != content:
             raise TrainingError(
-                f"{self.path}: an unfinished run with other settings, see its config.json; "
+                f"{self.path}: holds a run with other settings or other data, see its config.json; "
                 "give the same ones to go on with it, or choose another --set out=DIR"
             )
-        file.write_text(content, encoding="utf-8")
+        return self.report.is_file()
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -86,9 +96,7 @@ class Run:
         (self.path / "text.json").write_text(rules.model_dump_json(indent=2) + "\n")
 
     def write_report(self, report: dict[str, Any]) -> None:
-        self.report.write_text(
-            json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        write_whole(self.report, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
     def read_report(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self.report.read_bytes())
@@ -106,6 +114,16 @@ class Run:
         with self.held_out.open("w", encoding="utf-8") as file:
             for group in groups:
                 file.write(json.dumps(as_record(group)) + "\n")
+
+
+def write_whole(file: Path, content: str) -> None:
+    """Write a file so that whoever is killed meanwhile leaves the old one or the new one."""
+    unfinished = file.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    unfinished.rename(file)
 
 
 def plain(prompt: Prompt) -> object:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from service import bundle as bundles
-from service.bundle import Bundle, Normalization, identity
+from service.bundle import Bundle, identity
 from service.config import ServiceConfig
 from service.errors import BundleError
+from service.manifest import Normalization
 from service.scorer import Scorer
 from tests.conftest import rewrite_manifest
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from service.bundle import Bundle, TextRules
+from service.bundle import Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
+from service.manifest import TextRules
 from service.text import Encoder, Message
 from training.run import Run
 

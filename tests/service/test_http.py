@@ -71,6 +71,7 @@ def test_the_answer_has_the_documented_shape(scorer: Scorer, config, bundle: Bun
     assert first["raw_reward"] == pytest.approx(first["reward"] + mean, abs=1e-6)
     assert answer["bundle"] == {
         "id": bundle.manifest.id, "name": "tiny", "variant": "fp32", "normalized": True,
+        "bit_invariant": True,
     }  # fmt: skip
     assert list(answer["timing"]) == ["tokenize_ms", "queue_ms", "engine_ms"]
 

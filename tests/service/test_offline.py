@@ -74,11 +74,26 @@ def test_it_goes_on_where_it_stopped_even_in_the_middle_of_a_line(
     assert _rewards(out) == expected
 
 
-def test_the_output_of_another_bundle_is_not_continued(scorer, rows, tmp_path: Path) -> None:
+def test_output_of_another_origin_is_not_continued(scorer, rows, tmp_path: Path) -> None:
     data, out = _write(tmp_path, "rows.jsonl", rows), tmp_path / "out.jsonl"
-    out.write_text('{"rewards": [0.5], "bundle": "sha256:other"}\n')
-    with pytest.raises(DataError, match=r"out\.jsonl:1: was scored by sha256:other"):
-        list(score_file(scorer, data, out))
+    list(score_file(scorer, _write(tmp_path, "few.jsonl", rows[:3]), out))
+    whole = out.read_text()
+    for old, new, message in (
+        (scorer.bundle.manifest.id, "sha256:other", "bundle is 'sha256:other'"),
+        (scorer.engine.fingerprint, "another", "engine is 'another'"),
+        ('"variant": "fp32"', '"variant": "int8"', "variant is 'int8'"),
+        ("{", "<", "not a line of this command"),
+    ):
+        out.write_text(whole.replace(old, new, 1))
+        with pytest.raises(DataError, match=rf"out\.jsonl:1: {message}"):
+            list(score_file(scorer, data, out))
+    out.write_text(whole)
+    other = _write(tmp_path, "other.jsonl", rows[1:])
+    with pytest.raises(DataError, match=r"out\.jsonl:1: row_sha256 is"):
+        list(score_file(scorer, other, out))
+    fewer = _write(tmp_path, "fewer.jsonl", rows[:2])
+    with pytest.raises(DataError, match=r"more lines than .* has rows"):
+        list(score_file(scorer, fewer, out))
 
 
 @pytest.mark.parametrize(

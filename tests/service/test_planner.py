@@ -13,6 +13,7 @@ from service.prefix import (
     MIN_SUFFIX_TOKENS,
     best_prefix,
     common_tokens,
+    pack,
     shareable_tokens,
 )
 
@@ -42,7 +43,7 @@ def test_the_examples_in_the_docstrings_hold(module) -> None:
 @given(ROWS, BUDGETS, st.data())
 def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, data) -> None:
     seed = data.draw(st.integers(0, len(rows) - 1))
-    planned = plan(rows, seed, budget)
+    planned = plan([*map(pack, rows)], seed, budget)
     assert planned.rows[0] == seed and len(set(planned.rows)) == len(planned.rows)
     if len(planned.rows) > 1:
         lengths = [len(rows[i]) for i in planned.rows]
@@ -57,7 +58,7 @@ def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, data)
 @given(ROWS, BUDGETS, st.integers(0, 220))
 def test_a_planned_prefix_is_common_leaves_two_tokens_and_pays(rows, budget, cached) -> None:
     cached = min(cached, max(0, len(rows[0]) - MIN_SUFFIX_TOKENS))
-    planned = plan(rows, 0, budget, cached)
+    planned = plan([*map(pack, rows)], 0, budget, cached)
     chosen = [rows[i] for i in planned.rows]
     tokens = planned.prefix_tokens
     assert all(row[:tokens] == chosen[0][:tokens] for row in chosen)
@@ -71,7 +72,7 @@ def test_a_planned_prefix_is_common_leaves_two_tokens_and_pays(rows, budget, cac
 def test_taking_batches_until_nothing_waits_runs_every_row_once(rows, budget) -> None:
     waiting, done = list(range(len(rows))), []
     while waiting:
-        batch = [waiting[i] for i in plan([rows[i] for i in waiting], 0, budget).rows]
+        batch = [waiting[i] for i in plan([pack(rows[i]) for i in waiting], 0, budget).rows]
         assert waiting[0] in batch
         done += batch
         waiting = [i for i in waiting if i not in batch]
@@ -82,7 +83,7 @@ def test_taking_batches_until_nothing_waits_runs_every_row_once(rows, budget) ->
 def test_equal_lengths_fill_the_budget_oldest_first(length, count) -> None:
     rows = [[1000 * i + j for j in range(length)] for i in range(count)]
     budget = Budget(padded_tokens=length * 10, padding=0.0)
-    assert sorted(plan(rows, 0, budget).rows) == list(range(min(count, 10)))
+    assert sorted(plan([*map(pack, rows)], 0, budget).rows) == list(range(min(count, 10)))
 
 
 def test_of_two_levels_the_one_that_saves_more_is_taken() -> None:
@@ -90,12 +91,31 @@ def test_of_two_levels_the_one_that_saves_more_is_taken() -> None:
     prompts = [system + [1000 * p + i for i in range(300)] for p in range(1, 4)]
     group = [[*prompts[0], 7, i, 9] for i in range(8)]
     others = [[*prompt, 7, 8] for prompt in prompts[1:] * 2]
-    assert best_prefix(shareable_tokens([*group, *others], 0)) == 361
-    assert best_prefix(shareable_tokens([group[0], *others * 4], 0)) == 60
+    first = [pack(row) for row in (*group, *others)]
+    assert best_prefix(shareable_tokens(first, 0)) == 361
+    second = [pack(row) for row in (group[0], *others * 4)]
+    assert best_prefix(shareable_tokens(second, 0)) == 60
+
+
+@pytest.mark.parametrize("waiting", [64, 256, 1024])
+def test_a_long_line_does_not_hide_a_group(waiting: int) -> None:
+    """A system prompt of 40 tokens common to all, prompts of 500, groups of 16 times 128."""
+    system = list(range(40))
+    rows = [
+        pack([*system, *range(1000 * p, 1000 * p + 460), *range(90_000 + r, 90_128 + r)])
+        for p in range(waiting // 16)
+        for r in range(16)
+    ]
+    planned = plan(rows, 0, Budget(padded_tokens=4096, padding=0.15))
+    assert planned.prefix_tokens == 500 and len(planned.rows) == 16
+
+
+def test_a_prefix_shorter_than_a_head_is_never_shared() -> None:
+    assert plan([pack([5, 6, 7])] * 200, 0, Budget(4096, 0.15)).prefix_tokens == 0
 
 
 @given(ROW, ROW)
 def test_common_tokens_is_the_longest_common_start(first, second) -> None:
-    tokens = common_tokens(first, second)
+    tokens = common_tokens(pack(first), pack(second))
     assert first[:tokens] == second[:tokens]
     assert tokens in (len(first), len(second)) or first[tokens] != second[tokens]

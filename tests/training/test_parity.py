@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from service.bundle import Bundle, Normalization, Provenance, TextRules
+from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.engine import OnnxEngine
+from service.manifest import Normalization, Provenance, TextRules
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Message
 from tests.training.families import FAMILIES, MAX_TOKENS, tiny

@@ -31,8 +31,8 @@ TINY = CONFIGS / "tiny.toml"
 
 def test_a_run_says_what_it_did(run: Run) -> None:
     report = run.read_report()
-    assert report["data"]["train"]["prompts"] + report["data"]["held_out_prompts"] == 150
-    assert report["normalization"]["completions"] == report["data"]["train"]["prompts"]
+    assert report["data"]["prompts"] + report["evaluation"]["prompts"] == 150
+    assert report["normalization"]["completions"] == report["data"]["prompts"]
     low, high = report["evaluation"]["accuracy_95"]
     assert low <= report["evaluation"]["accuracy"] <= high
     assert {"torch", "transformers", "onnxruntime"} <= report["libraries"].keys()
@@ -50,7 +50,7 @@ def test_a_run_and_its_bundle_evaluate_alike(run: Run, bundle) -> None:
 def test_a_finished_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "data.jsonl", prompts=20, seed=0)
     config = read_config(TINY, [f"out={run.path}", f"data.train={tmp_path / 'data.jsonl'}"])
-    with pytest.raises(TrainingError, match="holds a finished run"):
+    with pytest.raises(TrainingError, match="with other settings or other data"):
         train(config)
 
 

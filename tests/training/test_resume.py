@@ -18,6 +18,8 @@ from training.fit import last_whole_checkpoint
 from training.pipeline import train
 from training.run import Run
 
+DIVERGES = ["fit.learning_rate=1e30", "fit.max_grad_norm=1e30", "fit.evaluations=1"]
+
 
 def _settings(out: Path, data: Path) -> list[str]:
     return [f"out={out}", f"data.train={data}", "fit.evaluations=6", "fit.groups_per_batch=2"]
@@ -58,6 +60,10 @@ def test_kill_and_resume_gives_the_same_weights(tmp_path: Path) -> None:
     assert second.returncode == 0, output
     assert _sha256(killed) == _sha256(Run(tmp_path / "whole"))
 
+    third = _start(settings)  # the same again: it is done
+    third.communicate(timeout=60)
+    assert third.returncode == 0
+
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     for step, state in ((20, "{}"), (100, '{"epoch": 0'), (80, "{}")):
@@ -72,6 +78,10 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_not_continued_with_other_settings(tmp_path: Path) -> None:
     write(tmp_path / "data.jsonl", prompts=20, seed=0)
     settings = _settings(tmp_path / "run", tmp_path / "data.jsonl")
-    Run(tmp_path / "run").begin(read_config(CONFIGS / "tiny.toml", settings))
-    with pytest.raises(TrainingError, match="an unfinished run with other settings"):
-        train(read_config(CONFIGS / "tiny.toml", [*settings, "seed=1"]))
+    with pytest.raises(TrainingError, match="step"):  # unfinished: it diverges
+        train(read_config(CONFIGS / "tiny.toml", [*settings, *DIVERGES]))
+    with pytest.raises(TrainingError, match="with other settings or other data"):
+        train(read_config(CONFIGS / "tiny.toml", [*settings, *DIVERGES, "seed=1"]))
+    write(tmp_path / "data.jsonl", prompts=20, seed=9)
+    with pytest.raises(TrainingError, match="with other settings or other data"):
+        train(read_config(CONFIGS / "tiny.toml", [*settings, *DIVERGES]))

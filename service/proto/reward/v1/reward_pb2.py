@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/proto/reward/v1/reward.proto\x12\treward.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x0c\x43onversation\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.reward.v1.Message\"Q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12/\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x17.reward.v1.ConversationH\x00\x42\x06\n\x04\x66orm\";\n\x04Pair\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x10\n\x08response\x18\x02 \x01(\t\"=\n\x05Group\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\"c\n\x0cScoreRequest\x12\x1e\n\x05pairs\x18\x01 \x03(\x0b\x32\x0f.reward.v1.Pair\x12\x1f\n\x05group\x18\x02 \x01(\x0b\x32\x10.reward.v1.Group\x12\x12\n\ntruncation\x18\x03 \x01(\t\"c\n\x06Result\x12\x0e\n\x06reward\x18\x01 \x01(\x02\x12\x12\n\nraw_reward\x18\x02 \x01(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x12\n\ntokens_cut\x18\x05 \x01(\r\"J\n\tBundleRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x12\n\nnormalized\x18\x04 \x01(\x08\"B\n\x06Timing\x12\x13\n\x0btokenize_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x11\n\tengine_ms\x18\x03 \x01(\x02\"\x8c\x01\n\rScoreResponse\x12\"\n\x07results\x18\x01 \x03(\x0b\x32\x11.reward.v1.Result\x12$\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x14.reward.v1.BundleRef\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.reward.v1.Timing\"\x12\n\x10GetBundleRequest\"*\n\x11GetBundleResponse\x12\x15\n\rmanifest_json\x18\x01 \x01(\t2\x93\x01\n\rRewardService\x12:\n\x05Score\x12\x17.reward.v1.ScoreRequest\x1a\x18.reward.v1.ScoreResponse\x12\x46\n\tGetBundle\x12\x1b.reward.v1.GetBundleRequest\x1a\x1c.reward.v1.GetBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/proto/reward/v1/reward.proto\x12\treward.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x0c\x43onversation\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.reward.v1.Message\"Q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12/\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x17.reward.v1.ConversationH\x00\x42\x06\n\x04\x66orm\";\n\x04Pair\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x10\n\x08response\x18\x02 \x01(\t\"=\n\x05Group\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\"c\n\x0cScoreRequest\x12\x1e\n\x05pairs\x18\x01 \x03(\x0b\x32\x0f.reward.v1.Pair\x12\x1f\n\x05group\x18\x02 \x01(\x0b\x32\x10.reward.v1.Group\x12\x12\n\ntruncation\x18\x03 \x01(\t\"c\n\x06Result\x12\x0e\n\x06reward\x18\x01 \x01(\x02\x12\x12\n\nraw_reward\x18\x02 \x01(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x12\n\ntokens_cut\x18\x05 \x01(\r\"a\n\tBundleRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x12\n\nnormalized\x18\x04 \x01(\x08\x12\x15\n\rbit_invariant\x18\x05 \x01(\x08\"B\n\x06Timing\x12\x13\n\x0btokenize_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x11\n\tengine_ms\x18\x03 \x01(\x02\"\x8c\x01\n\rScoreResponse\x12\"\n\x07results\x18\x01 \x03(\x0b\x32\x11.reward.v1.Result\x12$\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x14.reward.v1.BundleRef\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.reward.v1.Timing\"\x12\n\x10GetBundleRequest\"*\n\x11GetBundleResponse\x12\x15\n\rmanifest_json\x18\x01 \x01(\t2\x93\x01\n\rRewardService\x12:\n\x05Score\x12\x17.reward.v1.ScoreRequest\x1a\x18.reward.v1.ScoreResponse\x12\x46\n\tGetBundle\x12\x1b.reward.v1.GetBundleRequest\x1a\x1c.reward.v1.GetBundleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESULT']._serialized_start=455
   _globals['_RESULT']._serialized_end=554
   _globals['_BUNDLEREF']._serialized_start=556
-  _globals['_BUNDLEREF']._serialized_end=630
-  _globals['_TIMING']._serialized_start=632
-  _globals['_TIMING']._serialized_end=698
-  _globals['_SCORERESPONSE']._serialized_start=701
-  _globals['_SCORERESPONSE']._serialized_end=841
-  _globals['_GETBUNDLEREQUEST']._serialized_start=843
-  _globals['_GETBUNDLEREQUEST']._serialized_end=861
-  _globals['_GETBUNDLERESPONSE']._serialized_start=863
-  _globals['_GETBUNDLERESPONSE']._serialized_end=905
-  _globals['_REWARDSERVICE']._serialized_start=908
-  _globals['_REWARDSERVICE']._serialized_end=1055
+  _globals['_BUNDLEREF']._serialized_end=653
+  _globals['_TIMING']._serialized_start=655
+  _globals['_TIMING']._serialized_end=721
+  _globals['_SCORERESPONSE']._serialized_start=724
+  _globals['_SCORERESPONSE']._serialized_end=864
+  _globals['_GETBUNDLEREQUEST']._serialized_start=866
+  _globals['_GETBUNDLEREQUEST']._serialized_end=884
+  _globals['_GETBUNDLERESPONSE']._serialized_start=886
+  _globals['_GETBUNDLERESPONSE']._serialized_end=928
+  _globals['_REWARDSERVICE']._serialized_start=931
+  _globals['_REWARDSERVICE']._serialized_end=1078
 # @@protoc_insertion_point(module_scope)

@@ -69,16 +69,18 @@ class Result(_message.Message):
     def __init__(self, reward: _Optional[float] = ..., raw_reward: _Optional[float] = ..., tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., tokens_cut: _Optional[int] = ...) -> None: ...
 
 class BundleRef(_message.Message):
-    __slots__ = ("id", "name", "variant", "normalized")
+    __slots__ = ("id", "name", "variant", "normalized", "bit_invariant")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     NORMALIZED_FIELD_NUMBER: _ClassVar[int]
+    BIT_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     variant: str
     normalized: bool
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., variant: _Optional[str] = ..., normalized: _Optional[bool] = ...) -> None: ...
+    bit_invariant: bool
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., variant: _Optional[str] = ..., normalized: _Optional[bool] = ..., bit_invariant: _Optional[bool] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("tokenize_ms", "queue_ms", "engine_ms")

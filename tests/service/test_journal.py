@@ -1,0 +1,90 @@
+"""What is kept about a request, and what never is."""
+
+import asyncio
+import json
+import logging
+
+import grpc
+import httpx
+import pytest
+
+from service import metrics
+from service.bundle import Bundle
+from service.config import ServiceConfig
+from service.engine import OnnxEngine
+from service.grpc_api import GrpcApi
+from service.http_api import build_http
+from service.journal import Journal
+from service.metrics import Recorder
+from service.scorer import Scorer
+from tests.e2e.cases import SCORED, as_message
+
+SECRET = "the quick brown fox"
+
+
+class Call:
+    """The part of a gRPC context that GrpcApi uses, as grpc and Ray have it."""
+
+    def __init__(self) -> None:
+        self.code, self.details, self.trailing = grpc.StatusCode.OK, "", {}
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None:
+        self.trailing = dict(metadata)
+
+
+class Exploding(Scorer):
+    async def score(self, *arguments):
+        raise RuntimeError(f"a bug near {SECRET}")
+
+
+def _post(scorer: Scorer, config: ServiceConfig, journal: Journal, body: object) -> httpx.Response:
+    async def go() -> httpx.Response:
+        app = build_http(scorer, config, journal)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            return await http.post("/score", json=body)
+
+    return asyncio.run(go())
+
+
+def test_a_line_has_id_counts_and_durations_and_no_text(scorer, config, caplog) -> None:
+    caplog.set_level(logging.INFO, "reward.requests")
+    recorder = Recorder()
+    journal = Journal(recorder, lambda: "id-7")
+    _post(scorer, config, journal, {"prompt": SECRET, "responses": [SECRET, ""]})
+    _post(scorer, config, journal, {"prompt": SECRET, "responses": [], "text": SECRET})
+    answered, refused = (json.loads(record.message) for record in caplog.records)
+    assert SECRET not in caplog.text
+    assert answered.keys() == {
+        *("time", "request_id", "route", "code", "total_ms", "pairs", "tokens"),
+        *("tokenize_ms", "queue_ms", "engine_ms"),
+    }
+    assert (answered["request_id"], answered["code"], answered["pairs"]) == ("id-7", "200", 2)
+    assert (refused["code"], refused["error"]) == ("400", "invalid_request")
+    assert recorder.added[metrics.REQUESTS, ("/score", "200")] == 1
+    assert recorder.added[metrics.ERRORS, ("invalid_request",)] == 1
+
+
+@pytest.fixture
+def exploding(bundle: Bundle, config: ServiceConfig):
+    scorer = Exploding(bundle, OnnxEngine(bundle, "fp32", "cpu"), config)
+    yield scorer
+    scorer.close()
+
+
+def test_an_unhandled_error_leaves_the_process_without_its_text(exploding, config) -> None:
+    answer = _post(exploding, config, Journal(Recorder()), SCORED["one pair"])
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal" and SECRET not in answer.text
+
+    call = Call()
+    api = GrpcApi(exploding, config, Journal(Recorder()))
+    reply = asyncio.run(api.score(as_message(SCORED["one pair"]), call))
+    assert not reply.results and call.code == grpc.StatusCode.INTERNAL
+    assert SECRET not in call.details and call.trailing["reward-error-code"] == "internal"
