@@ -191,12 +191,13 @@ def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected
     assert not any(outcome in ("right", "wrong") for asked, outcome in load.answers if asked > gone)
 
 
-def test_a_replica_that_gets_sigterm_under_load_loses_nothing(bundle: Bundle, expected) -> None:
-    """Two replicas, one of them told to go: what it had in flight is answered by the other.
+def test_a_replica_that_gets_sigterm_under_load_loses_two_requests_at_most(
+    bundle: Bundle, expected
+) -> None:
+    """Two replicas, one of them told to go: HAProxy repeats on the other what was in flight.
 
-    HAProxy repeats a request whose replica went, but it cannot when the request's body had not all
-    arrived as the replica went. It then closes the connection, and a client may ask again, since
-    scoring is idempotent (RFC 9110, section 9.2.2). At most the few in that very moment may.
+    The goal is that nothing is lost. It is not reached: once, on a loaded machine, a connection was
+    closed without an answer, for a reason that was not traced. Until it is, the bound is two.
     """
     with serving(bundle.path, "--replicas=2") as service:
         replicas = [
@@ -214,7 +215,7 @@ def test_a_replica_that_gets_sigterm_under_load_loses_nothing(bundle: Bundle, ex
     outcomes = Counter(outcome for _, outcome in load.answers)
     closed = sum(n for outcome, n in outcomes.items() if "RemoteDisconnected" in outcome)
     assert outcomes["right"] + closed == len(load.answers), outcomes
-    assert closed <= 2, outcomes  # 0 in most runs, 1 of 12 in flight in one of four
+    assert closed <= 2, outcomes
 
 
 def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
