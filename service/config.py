@@ -25,10 +25,13 @@ class ServiceConfig(BaseModel):
     "padded tokens of one engine run; a single longer row still runs, alone"
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a batch above which it is not filled further"
-    max_state_bytes: Positive = 1024 * 1024 * 1024
-    "key and value states of one engine run, of every row with its prefix; the runtime doubles them"
+    max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
+    """key and value states that exist at once: those of the running batch, of every row with its
+    prefix, which the runtime holds twice; what it leaves is for kept prefixes"""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
-    "key and value states of recent prefixes that are kept"
+    "key and value states of recent prefixes that are kept at most"
+    score_cache_rows: Annotated[int, Field(ge=0)] = 0
+    "rewards of recent rows that are kept, about 150 bytes each; 0: none"
     max_encoding_characters: Positive = 64_000_000
     "characters of responses waiting for the tokenizer above which new requests get 503"
     max_queued_tokens: Positive = 4_000_000

@@ -12,7 +12,13 @@ from service.bundle import Bundle
 from service.errors import BundleError, DeviceUnavailable
 from service.machine import instruction_set, usable_cpus
 from service.planner import MIN_TOKENS
+from service.prefix import MIN_SUFFIX_TOKENS, pack
 from service.states import StateCache, States
+
+CHUNK_TOKENS = 512
+"""A longer run goes through in chunks, the states of one being the past of the next. The attention
+kernel computes the whole square of queries and keys and half of it is in vain: 2,048 tokens took
+240 ms in one piece and 176 in four (2 cores, 21 Nov 2026); below 1,024 it made no difference."""
 
 
 class Engine(Protocol):
@@ -26,6 +32,7 @@ class Engine(Protocol):
         """B rows of token ids, each of its own length -> (B,) float32 rewards.
 
         The first `prefix_tokens` tokens are the same in all rows; they may be computed once.
+        Raises MemoryError where fewer rows might fit.
         """
         ...
 
@@ -42,7 +49,8 @@ class OnnxEngine:
     same matrix kernels and a row's bits do not depend on its neighbours (CPU, fp32).
 
     A prefix that rows share runs once, alone; the rest of each row runs with its states as past,
-    to the same bits. States of recent prefixes are kept, within `prefix_cache_bytes`.
+    to the same bits. States of recent prefixes are kept within `prefix_cache_bytes`, and together
+    with those of the running batch within `max_state_bytes`: the batch comes first.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class OnnxEngine:
         device: str,
         threads: int = 0,
         prefix_cache_bytes: int = 256 * 1024 * 1024,
+        max_state_bytes: int = 2 * 1024 * 1024 * 1024,
     ) -> None:
         ort = _onnxruntime()
         chosen = bundle.manifest.variant(variant)
@@ -85,6 +94,8 @@ class OnnxEngine:
         empty = np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), np.float32)
         self._empty = {name: empty for name in names if name.startswith("past_")}
         self._states = StateCache(prefix_cache_bytes)
+        self._max_state_bytes = max_state_bytes
+        self._token_bytes = sizes.state_bytes_per_token()
         self.fingerprint = (
             f"onnxruntime-{ort.__version__} {self.device} {instruction_set()} "
             f"threads={options.intra_op_num_threads}"
@@ -92,37 +103,76 @@ class OnnxEngine:
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
-        past = self._prefix(tuple(rows[0][:prefix_tokens])) if prefix_tokens else self._empty
-        suffixes = [row[prefix_tokens:] for row in rows]
-        (rewards,) = self._session.run(["reward"], self._feeds(suffixes, prefix_tokens, past))
+        self._make_room(len(rows) * max(map(len, rows)))
+        try:
+            past = self._prefix(rows[0][:prefix_tokens]) if prefix_tokens else self._empty
+            past, done = self._advance(rows, past, prefix_tokens)
+            (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            self._states.shrink(0)
+            raise MemoryError(str(error)) from error
         return np.asarray(rewards, np.float32)  # (B,)
 
     def cached_tokens(self, row: Sequence[int]) -> int:
-        return self._states.longest(row)
+        return min(self._states.common(pack(row)), len(row) - MIN_SUFFIX_TOKENS)
 
-    def _prefix(self, ids: tuple[int, ...]) -> States:
-        """Key and value states of a prefix, by the name of the input that takes them."""
-        states = self._states.get(ids)
-        if states is None:
-            outputs = [name.replace("past_", "present_") for name in self._empty]
-            computed = self._session.run(outputs, self._feeds([ids], 0, self._empty))
-            states = dict(zip(self._empty, computed, strict=True))  # (1, KV, P, D) each
-            self._states.put(ids, states)
-        return states
+    def _make_room(self, state_tokens: int) -> None:
+        """Drop kept states for those of a run, which the runtime holds twice: past and present."""
+        self._states.shrink(max(0, self._max_state_bytes - 2 * state_tokens * self._token_bytes))
 
-    def _feeds(self, rows: Sequence[Sequence[int]], past_tokens: int, past: States) -> States:
-        lengths = np.array([len(row) for row in rows])  # (B,)
+    def _prefix(self, ids: Sequence[int]) -> States:
+        """States of a prefix: kept ones as far as they reach, the rest computed, and all kept."""
+        packed = pack(ids)
+        known = self._states.common(packed)
+        if known < len(ids):  # what is missing is a run of its own, so not of a single token
+            known = min(known, len(ids) - MIN_TOKENS)
+        past = self._states.get(packed, known) if known else self._empty
+        if known == len(ids):
+            return past
+        past, done = self._advance([ids], past, known)
+        past = self._run_states([ids], past, done)
+        self._states.put(packed, past)
+        return past
+
+    def _advance(
+        self, rows: Sequence[Sequence[int]], past: States, done: int
+    ) -> tuple[States, int]:
+        """Run chunks that all rows have, after the `done` tokens of `past`, but for the last."""
+        shortest = min(map(len, rows))
+        while shortest - done >= 2 * CHUNK_TOKENS:
+            past = self._run_states([row[: done + CHUNK_TOKENS] for row in rows], past, done)
+            done += CHUNK_TOKENS
+        return past, done
+
+    def _run_states(self, rows: Sequence[Sequence[int]], past: States, done: int) -> States:
+        """States of rows of one length, by the name of the input that takes them."""
+        outputs = [name.replace("past_", "present_") for name in self._empty]
+        computed = self._session.run(outputs, self._feeds(rows, past, done))
+        return dict(zip(self._empty, computed, strict=True))
+
+    def _feeds(self, rows: Sequence[Sequence[int]], past: States, done: int) -> States:
+        """The graph's inputs for what follows the first `done` tokens, whose states are `past`."""
+        lengths = np.array([len(row) - done for row in rows])  # (B,)
         longest = max(MIN_TOKENS, int(lengths.max()))
         ids = np.zeros((len(rows), longest), np.int64)  # (B, T)
         for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
+            ids[i, : lengths[i]] = row[done:]
         feeds = {"input_ids": ids, "last_index": lengths - 1}
         if self._takes_positions:
-            positions = np.arange(past_tokens, past_tokens + longest)
-            feeds["position_ids"] = np.tile(positions, (len(rows), 1))
+            feeds["position_ids"] = np.tile(np.arange(done, done + longest), (len(rows), 1))
         for name, state in past.items():
             feeds[name] = np.broadcast_to(state, (len(rows), *state.shape[1:]))
         return feeds
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """ONNX Runtime has no class for it: its arenas and CUDA say so in words."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("failed to allocate memory", "out of memory", "bad_alloc")
+    )
 
 
 def resolve_device(device: str, supported: Sequence[str]) -> str:

@@ -40,6 +40,17 @@ DROPPED = Series(
     "Pairs that never reached the engine: their caller left, or their deadline passed.",
     ("reason",),
 )
+REUSED = Series(
+    "reward_reused_rows",
+    "counter",
+    "Pairs answered without a run of their own: the same pair was `in_flight` or in `score_cache`.",
+    ("where",),
+)
+SHORTAGES = Series(
+    "reward_memory_shortages",
+    "counter",
+    "Engine runs that ran out of memory and were made smaller.",
+)
 QUEUE_ROWS = Series("reward_queue_rows", "gauge", "Pairs waiting for the engine.")
 QUEUE_TOKENS = Series("reward_queue_tokens", "gauge", "Tokens waiting for or in the engine.")
 QUEUE_WAIT = Series(
@@ -73,6 +84,8 @@ SERIES = (
         PADDING,
         BATCH_ROWS,
         DROPPED,
+        REUSED,
+        SHORTAGES,
         QUEUE_ROWS,
         QUEUE_TOKENS,
     ),

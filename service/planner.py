@@ -2,9 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from service.prefix import ITEM, best_prefix, shareable_tokens
+from service.prefix import ITEM, TYPICAL, Costs, best_prefix, shareable_tokens
 
 MIN_TOKENS = 2
 "rows are padded to this: a run over a single token takes another matrix kernel, with other bits"
@@ -20,6 +20,14 @@ class Budget:
     state_tokens: int = 1 << 40
     "tokens whose key/value states exist at once: rows times prefix and padded suffix"
 
+    def divided(self, by: int) -> "Budget":
+        """A smaller batch, for an engine that is short of memory."""
+        return replace(
+            self,
+            padded_tokens=max(1, self.padded_tokens // by),
+            state_tokens=max(1, self.state_tokens // by),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -34,7 +42,13 @@ def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0) -> int:
     return prefix_tokens + len(lengths) * max(MIN_TOKENS, max(lengths) - prefix_tokens)
 
 
-def plan(rows: Sequence[bytes], seed: int, budget: Budget, cached_tokens: int = 0) -> Plan:
+def plan(
+    rows: Sequence[bytes],
+    seed: int,
+    budget: Budget,
+    cached_tokens: int = 0,
+    costs: Costs = TYPICAL,
+) -> Plan:
     """The next batch. It begins with `seed`, which is always in it.
 
     rows: packed token ids of every waiting row, oldest first; cached_tokens: how much of the seed
@@ -55,11 +69,11 @@ def plan(rows: Sequence[bytes], seed: int, budget: Budget, cached_tokens: int = 
         return max(1, min(by_tokens, budget.state_tokens // (tokens + suffix)))
 
     shareable = shareable_tokens(rows, seed)
-    prefix = best_prefix(shareable, cached_tokens, fits)
+    prefix = best_prefix(shareable, cached_tokens, fits, costs)
     if prefix:
         members = [i for i, tokens in enumerate(shareable) if tokens >= prefix]
         chosen = _fill([length - prefix for length in lengths], seed, budget, prefix, members)
-        if best_prefix([prefix] * len(chosen), cached_tokens):
+        if costs.saved(len(chosen), prefix, cached_tokens) > 0:
             return Plan(chosen, prefix)  # else the budget left too few of them
     return Plan(_fill(lengths, seed, budget, 0, range(len(rows))))
 

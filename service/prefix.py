@@ -2,15 +2,43 @@
 
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 MIN_SUFFIX_TOKENS = 2
 "a run on a past never has one token per row: that takes another matrix kernel, with other bits"
 HEAD_TOKENS = 16
 "a shorter prefix is never shared; rows whose first tokens differ share nothing worth a run"
-MIN_SAVED_TOKENS = 96
-"what a second engine run costs, in tokens: below it a shared prefix does not pay"
 ITEM = 4
 "bytes of a packed token id"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What sharing a prefix costs, in tokens that the engine computes in the same time.
+
+    Measured when an engine warms up (service/warmup.py); the defaults are of a small model on a
+    CPU. They decide how fast rewards come, never which.
+    """
+
+    run_tokens: float = 96.0
+    "one more engine run"
+    past_token: float = 0.05
+    "one token of the past, for one row: its states are copied and attended to"
+
+    def saved(self, rows: int, tokens: int, cached_tokens: int = 0) -> float:
+        """Tokens' worth of time that `rows` rows save when they share their first `tokens`.
+
+        Of those, `cached_tokens` have states from an earlier run; the rest is computed once.
+
+        >>> Costs(run_tokens=90, past_token=0).saved(rows=4, tokens=100)
+        210
+        """
+        missing = max(0, tokens - cached_tokens)
+        once = missing + self.run_tokens if missing else 0
+        return rows * tokens * (1 - self.past_token) - once
+
+
+TYPICAL = Costs()
 
 
 def pack(row: Sequence[int]) -> bytes:
@@ -56,24 +84,24 @@ def best_prefix(
     shareable: Sequence[int],
     cached_tokens: int = 0,
     fits: Callable[[int], int] = lambda tokens: 1 << 40,
+    costs: Costs = TYPICAL,
 ) -> int:
-    """Tokens of the prefix that saves most in the next batch, 0 where none saves enough.
+    """Tokens of the prefix that saves most in the next batch, 0 where none saves anything.
 
-    A prefix of t tokens that n rows of the batch share is computed once instead of n times, so it
-    saves (n - 1) t tokens; n t where its states are kept from an earlier run (`cached_tokens`).
-    fits(t) is how many rows the batch holds then. Considering every row's own share finds the
-    best of several levels: a system prompt of many rows against a whole prompt of a few.
+    cached_tokens: how many of the seed's first tokens have kept states; fits(t): how many rows
+    the batch holds behind t tokens. Considering every row's own share finds the best of several
+    levels: a system prompt of many rows against a whole prompt of a few.
 
     >>> best_prefix([500, 500, 500, 80, 80, 0])
     500
     """
     shared = sorted(filter(None, shareable), reverse=True)
-    saved: dict[int, int] = {}
-    for sharing, tokens in enumerate(shared, 1):
-        computed_once = 0 if tokens <= cached_tokens else 1
-        saved[tokens] = (min(sharing, fits(tokens)) - computed_once) * tokens
+    rows = {tokens: sharing for sharing, tokens in enumerate(shared, 1)}
     if HEAD_TOKENS <= cached_tokens <= max(shared, default=0):
-        sharing = sum(tokens >= cached_tokens for tokens in shared)
-        saved[cached_tokens] = min(sharing, fits(cached_tokens)) * cached_tokens
+        rows[cached_tokens] = sum(tokens >= cached_tokens for tokens in shared)
+    saved = {
+        tokens: costs.saved(min(sharing, fits(tokens)), tokens, cached_tokens)
+        for tokens, sharing in rows.items()
+    }
     tokens = max(saved, key=lambda t: (saved[t], t), default=0)
-    return tokens if saved.get(tokens, 0) >= MIN_SAVED_TOKENS else 0
+    return tokens if saved.get(tokens, 0) > 0 else 0

@@ -1,4 +1,4 @@
-"""The waiting line: admission, fairness, a work-conserving loop. Knows rows; knows nothing of text.
+"""Admission and the work-conserving loop. Knows rows; knows nothing of text.
 
 A batch is formed when the engine becomes free, never on a timer. Requests take turns: each batch
 begins with the oldest row of the request whose turn it is, and is filled with rows of similar
@@ -8,11 +8,10 @@ length from all of them, so that a request of thousands of rows cannot starve a 
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from copy import copy
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,16 +24,17 @@ from service.errors import (
     Overloaded,
     RewardError,
 )
+from service.line import Line, Outcome, Place, Request
 from service.metrics import Recorder
 from service.planner import Budget, padded_tokens, plan
-from service.prefix import pack
+from service.prefix import ITEM, TYPICAL, Costs
+from service.score_cache import ScoreCache
 
 log = logging.getLogger("reward.scheduler")
 
-Outcome = float | RewardError
-
-WINDOW_ROWS, WINDOW_ROWS_PER_REQUEST = 1024, 256
-"rows that one batch is planned over: enough for a good fit, few enough for milliseconds"
+RECOVERY_RUNS = 64
+"runs without a shortage of memory after which the budget is doubled again"
+MAX_DIVISOR = 64
 
 
 @dataclass(slots=True)
@@ -46,29 +46,14 @@ class Scored:
     engine_ms: float
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    rows: Sequence[Sequence[int]]
-    packed: Sequence[bytes]
-    done: asyncio.Future[None]
-    submitted: float
-    waiting: dict[int, None]
-    "indices of the rows that have not run, oldest first"
-    outcomes: list[Outcome | None]
-    missing: int
-    started: float = 0.0
-    engine_s: float = 0.0
-
-
 @dataclass(slots=True)
 class _Batch:
-    places: list[tuple[_Request, int]]
+    rows: list[Sequence[int]]
+    packed: list[bytes]
+    places: list[list[Place]]
+    "for each row, everybody it answers"
     prefix_tokens: int
-    was_cached: bool
-    rows: list[Sequence[int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = [request.rows[i] for request, i in self.places]
+    cached_tokens: int
 
 
 class Scheduler:
@@ -80,14 +65,20 @@ class Scheduler:
         budget: Budget,
         max_queued_tokens: int,
         recorder: Recorder | None = None,
+        costs: Costs = TYPICAL,
+        cache: ScoreCache | None = None,
     ) -> None:
         self._engine = engine
         self._budget = budget
+        self._divisor = 1  # of the budget, above 1 while memory is short
+        self._clean_runs = 0
+        self._costs = costs
+        self._cache = cache or ScoreCache("", 0)
         self._recorder = recorder or Recorder(listening=False)
         self._max_queued_tokens = max_queued_tokens
-        self._queued_tokens = 0  # waiting or in the engine
-        self._queued_rows = 0  # waiting
-        self._turns: deque[_Request] = deque()
+        self._line = Line()
+        self._running: dict[bytes, list[Place]] = {}
+        "rows that are in the engine, and everybody they will answer"
         self._running_since: float | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -96,7 +87,7 @@ class Scheduler:
         """Rewards of all rows. Raises Overloaded before anything is queued, and
         DeadlineExceeded when they are not all there within `deadline_s` (None: no deadline).
 
-        A row that makes the engine fail raises EngineFailure with `row` set to its index; other
+        A row that makes the engine fail raises EngineFailure with `field` set to its index; other
         requests in its batch are not touched. Cancelling drops the rows that have not run.
         """
         if not rows:
@@ -117,27 +108,28 @@ class Scheduler:
         rewards = []
         for i, outcome in enumerate(request.outcomes):
             if isinstance(outcome, RewardError):
-                outcome.field = f"rows[{i}]"
-                raise outcome
+                error = copy(outcome)  # other callers may have sent the same row
+                error.field = f"rows[{i}]"
+                raise error
             assert outcome is not None
             rewards.append(outcome)
-        return Scored(
-            rewards,
-            queue_ms=(request.started - request.submitted) * 1e3,
-            engine_ms=request.engine_s * 1e3,
-        )
+        waited = request.started - request.submitted if request.started else 0.0
+        return Scored(rewards, queue_ms=waited * 1e3, engine_ms=request.engine_s * 1e3)
 
-    def _drop(self, request: _Request, reason: str) -> None:
+    def _drop(self, request: Request, reason: str) -> None:
         """Take back what has not run; rows that are in the engine end by themselves."""
         self._recorder.add(metrics.DROPPED, len(request.waiting), reason)
-        self._queued_rows -= len(request.waiting)
-        self._queued_tokens -= sum(len(request.rows[i]) for i in request.waiting)
-        request.waiting.clear()
+        self._line.leave(request)
         self._gauge()
 
     def _gauge(self) -> None:
-        self._recorder.set(metrics.QUEUE_ROWS, self._queued_rows)
+        self._recorder.set(metrics.QUEUE_ROWS, self._line.rows)
         self._recorder.set(metrics.QUEUE_TOKENS, self._queued_tokens)
+
+    @property
+    def _queued_tokens(self) -> int:
+        """Waiting or in the engine."""
+        return self._line.tokens + sum(map(len, self._running)) // ITEM
 
     @property
     def running_s(self) -> float:
@@ -147,7 +139,7 @@ class Scheduler:
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _admit(self, rows: Sequence[Sequence[int]]) -> _Request:
+    def _admit(self, rows: Sequence[Sequence[int]]) -> Request:
         tokens = sum(map(len, rows))
         if self._queued_tokens and self._queued_tokens + tokens > self._max_queued_tokens:
             raise Overloaded(
@@ -155,123 +147,156 @@ class Scheduler:
                 f"is max_queued_tokens={self._max_queued_tokens}; retry later"
             )
         loop = asyncio.get_running_loop()
-        request = _Request(
-            rows=rows,
-            packed=[pack(row) for row in rows],
-            done=loop.create_future(),
-            submitted=time.perf_counter(),
-            waiting=dict.fromkeys(range(len(rows))),
-            outcomes=[None] * len(rows),
-            missing=len(rows),
-        )
-        self._queued_tokens += tokens
-        self._queued_rows += len(rows)
-        self._turns.append(request)
+        request = Request(rows, loop.create_future(), time.perf_counter())
+        self._reuse(request)
+        if request.waiting:
+            self._line.join(request)
+            if self._loop_task is None:
+                self._loop_task = loop.create_task(self._work())
         self._gauge()
-        if self._loop_task is None:
-            self._loop_task = loop.create_task(self._work())
         return request
+
+    def _reuse(self, request: Request) -> None:
+        """Answer rows whose reward is known; let those wait that are in the engine already."""
+        for i, packed in enumerate(request.packed):
+            known = self._cache.get(packed)
+            if known is not None:
+                request.answer(i, known)
+                self._recorder.add(metrics.REUSED, 1, "score_cache")
+            elif packed in self._running:
+                self._running[packed].append((request, i))
+            else:
+                continue
+            del request.waiting[i]
 
     async def _work(self) -> None:
         """Run batches while anything waits."""
         loop = asyncio.get_running_loop()
-        batch = None
         try:
             while batch := self._next_batch():
+                self._running = dict(zip(batch.packed, batch.places, strict=True))
                 self._running_since = started = time.perf_counter()
-                outcomes = await loop.run_in_executor(
+                outcomes, shortages = await loop.run_in_executor(
                     self._worker, self._run, batch.rows, batch.prefix_tokens
                 )
                 self._running_since = None
+                self._adapt(shortages)
                 self._finish(batch, outcomes, started, time.perf_counter() - started)
         except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
             log.exception("the scheduler failed")
-            self._abandon(batch, EngineFailure(f"scheduler: {type(error).__name__}"))
+            self._abandon(EngineFailure(f"scheduler: {type(error).__name__}"))
         finally:
             self._running_since = None
+            self._running = {}
             self._loop_task = None
 
-    def _abandon(self, batch: _Batch | None, error: EngineFailure) -> None:
+    def _abandon(self, error: EngineFailure) -> None:
         """Answer everything with an error and begin anew with an empty line."""
-        places = batch.places if batch else []
-        for request in {*self._turns, *(request for request, _ in places)}:
+        running = (request for places in self._running.values() for request, _ in places)
+        for request in {*self._line.requests, *running}:
             if not request.done.done():
                 request.done.set_exception(error)
-            request.waiting.clear()
-        self._turns.clear()
-        self._queued_tokens = self._queued_rows = 0
+        self._line.clear()
+        self._running = {}
         self._gauge()
 
     def _next_batch(self) -> _Batch | None:
         """The oldest row of the request whose turn it is, and rows that fit to it."""
-        while self._turns and not self._turns[0].waiting:
-            self._turns.popleft()
-        if not self._turns:
+        window = self._line.window()
+        if not window:
             return None
-        places = list(islice(self._window(), WINDOW_ROWS))
-        packed = [request.packed[i] for request, i in places]
-        request, seed = places[0]
+        packed = [request.packed[i] for request, i in window]
+        request, seed = window[0]
         cached_tokens = self._engine.cached_tokens(request.rows[seed])
-        planned = plan(packed, 0, self._budget, cached_tokens)
+        budget = self._budget.divided(self._divisor)
+        planned = plan(packed, 0, budget, cached_tokens, self._costs)
+        chosen = [window[i] for i in planned.rows]
         batch = _Batch(
-            [places[i] for i in planned.rows],
+            [request.rows[i] for request, i in chosen],
+            [packed[i] for i in planned.rows],
+            self._line.take(chosen),
             planned.prefix_tokens,
-            was_cached=0 < planned.prefix_tokens <= cached_tokens,
+            min(planned.prefix_tokens, cached_tokens),
         )
-        self._turns.rotate(-1)
-        self._queued_rows -= len(batch.places)
         self._gauge()
-        for request, i in batch.places:
-            del request.waiting[i]
         return batch
 
-    def _window(self) -> Iterator[tuple[_Request, int]]:
-        """Waiting rows to plan over: some of every request, so that planning takes bounded time."""
-        for request in self._turns:
-            for i in islice(request.waiting, WINDOW_ROWS_PER_REQUEST):
-                yield request, i
+    def _adapt(self, shortages: int) -> None:
+        """Halve the budget when memory was short, double it again after a while without."""
+        self._clean_runs = 0 if shortages else self._clean_runs + 1
+        if shortages:
+            self._divisor = min(MAX_DIVISOR, 2 * self._divisor)
+            self._recorder.add(metrics.SHORTAGES, shortages)
+            log.warning("memory was short; a batch is 1/%d of the budget now", self._divisor)
+        elif self._divisor > 1 and self._clean_runs >= RECOVERY_RUNS:
+            self._divisor //= 2
+            self._clean_runs = 0
 
     def _finish(
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
     ) -> None:
+        self._running = {}
+        self._record(batch, engine_s)
+        for request in {request for places in batch.places for request, _ in places}:
+            request.engine_s += engine_s
+            if not request.started:
+                request.started = max(started, request.submitted)
+                wait = request.started - request.submitted
+                self._recorder.observe(metrics.QUEUE_WAIT, wait)
+        for packed, places, outcome in zip(batch.packed, batch.places, outcomes, strict=True):
+            if isinstance(outcome, float):
+                self._cache.put(packed, outcome)
+            for request, i in places:
+                request.answer(i, outcome)
+        self._gauge()
+
+    def _record(self, batch: _Batch, engine_s: float) -> None:
         lengths = [*map(len, batch.rows)]
-        self._queued_tokens -= sum(lengths)
         prefix = batch.prefix_tokens
         computed = padded_tokens(lengths, prefix)
         real = prefix + sum(lengths) - prefix * len(lengths)
+        answered = sum(map(len, batch.places))
         self._recorder.add(metrics.TOKENS, sum(lengths))
-        self._recorder.add(metrics.SHARED, prefix * (len(lengths) - (not batch.was_cached)))
+        self._recorder.add(
+            metrics.SHARED, prefix * (len(lengths) - 1) + batch.cached_tokens if prefix else 0
+        )
         self._recorder.add(metrics.PADDING, computed - real)
+        self._recorder.add(metrics.REUSED, answered - len(lengths), "in_flight")
         self._recorder.observe(metrics.BATCH_ROWS, len(batch.rows))
         self._recorder.observe(metrics.ENGINE, engine_s)
-        self._gauge()
-        for request in {request for request, _ in batch.places}:
-            request.engine_s += engine_s
-            if not request.started:
-                request.started = started
-                self._recorder.observe(metrics.QUEUE_WAIT, started - request.submitted)
-        for (request, i), outcome in zip(batch.places, outcomes, strict=True):
-            request.outcomes[i] = outcome
-            request.missing -= 1
-            if not request.missing and not request.done.done():
-                request.done.set_result(None)
 
-    def _run(self, rows: Sequence[Sequence[int]], prefix_tokens: int) -> list[Outcome]:
-        """In the worker thread. A batch that fails is halved until only the guilty row fails."""
+    def _run(self, rows: Sequence[Sequence[int]], prefix_tokens: int) -> tuple[list[Outcome], int]:
+        """In the worker thread: outcomes, and how often memory was short.
+
+        A batch that fails is halved until only the guilty row fails; a prefix is given up first,
+        since its states may be what failed, and no row is blamed for that.
+        """
         try:
             rewards = self._engine.run(rows, prefix_tokens)
             assert len(rewards) == len(rows), "an engine gives one reward per row"
         except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
-            if prefix_tokens:  # its states may be what failed: no row is blamed for that
-                return self._run(rows, 0)
+            short = isinstance(error, MemoryError)
+            if prefix_tokens and not (short and len(rows) > 1):
+                outcomes, shortages = self._run(rows, 0)
+                return outcomes, shortages + short
             if len(rows) == 1:
                 log.exception("the engine failed on a row of %d tokens", len(rows[0]))
-                return [EngineFailure(f"the engine failed on this row: {type(error).__name__}")]
+                return [_failure(error)], int(short)
             half = len(rows) // 2
-            return self._run(rows[:half], 0) + self._run(rows[half:], 0)
-        return [
-            float(reward)
-            if np.isfinite(reward)
-            else NonFiniteReward(f"the model gave {reward}; its weights or this input are broken")
-            for reward in rewards
-        ]
+            kept = prefix_tokens if short else 0
+            first, in_first = self._run(rows[:half], kept)
+            second, in_second = self._run(rows[half:], kept)
+            return first + second, in_first + in_second + short
+        return [_outcome(float(reward)) for reward in rewards], 0
+
+
+def _failure(error: Exception) -> EngineFailure:
+    if isinstance(error, MemoryError):
+        return EngineFailure("this row alone needs more memory than there is")
+    return EngineFailure(f"the engine failed on this row: {type(error).__name__}")
+
+
+def _outcome(reward: float) -> Outcome:
+    if np.isfinite(reward):
+        return reward
+    return NonFiniteReward(f"the model gave {reward}; its weights or this input are broken")

@@ -18,8 +18,11 @@ from service.errors import BundleError, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
 from service.metrics import Recorder
 from service.planner import Budget
+from service.prefix import TYPICAL, Costs
 from service.scheduler import Scheduler
+from service.score_cache import ScoreCache
 from service.text import Encoded, Encoder, Message, Prompt, Truncation
+from service.warmup import measure_costs
 
 ENCODE_SLICE = 256
 "pairs that one call of the tokenizer takes"
@@ -64,21 +67,25 @@ class Scorer:
         engine: Engine,
         config: ServiceConfig,
         recorder: Recorder | None = None,
+        costs: Costs = TYPICAL,
     ) -> None:
         self.recorder = recorder or Recorder(listening=False)
         self.bundle = bundle
         self.variant = bundle.manifest.variant(config.variant)
         self.engine = engine
         self.encoder = Encoder.of(bundle)
+        sizes = bundle.manifest.architecture
         self.scheduler = Scheduler(
             engine,
             Budget(
                 config.max_batch_tokens,
                 config.max_padding,
-                config.max_state_bytes // bundle.manifest.architecture.state_bytes_per_token(),
+                max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
             ),
             config.max_queued_tokens,
             self.recorder,
+            costs,
+            ScoreCache(bundle.manifest.id + config.variant, config.score_cache_rows),
         )
         self.draining = False
         self._max_encoding = config.max_encoding_characters
@@ -91,9 +98,15 @@ class Scorer:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
         engine = OnnxEngine(
-            bundle, config.variant, config.device, config.threads, config.prefix_cache_bytes
+            bundle,
+            config.variant,
+            config.device,
+            config.threads,
+            config.prefix_cache_bytes,
+            config.max_state_bytes,
         )
-        scorer = cls(bundle, engine, config, recorder)
+        costs = measure_costs(engine, bundle.manifest.text.max_tokens)
+        scorer = cls(bundle, engine, config, recorder, costs)
         scorer.verify()
         return scorer
 

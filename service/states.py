@@ -1,55 +1,73 @@
 """Key and value states of recent prefixes. Knows arrays; knows nothing of what made them."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 
-from service.prefix import HEAD_TOKENS, MIN_SUFFIX_TOKENS
+from service.prefix import HEAD_TOKENS, ITEM, common_tokens
 
 States = dict[str, np.ndarray]
 "by the name of the graph's input that takes it, (1, KV, P, D) each"
+
+HEAD = HEAD_TOKENS * ITEM
 
 
 class StateCache:
     """States of recent prefixes, the least recently used dropped first, within a cap of bytes.
 
-    Changed by the engine's thread alone; `longest` reads a snapshot and is safe from any thread.
+    The states of a prefix hold those of every shorter one, so prompts that begin with the same
+    system prompt take its states from one another. Changed by the engine's thread alone;
+    `common` reads a snapshot and is safe from any thread.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._entries: OrderedDict[tuple[int, ...], States] = OrderedDict()
-        self._known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        self._entries: OrderedDict[bytes, States] = OrderedDict()  # by packed token ids
+        self._by_head: dict[bytes, list[bytes]] = {}
 
-    def get(self, ids: tuple[int, ...]) -> States | None:
-        if ids not in self._entries:
-            return None
-        self._entries.move_to_end(ids)
-        return self._entries[ids]
+    def common(self, row: bytes) -> int:
+        """How many of a packed row's first tokens have states here; 0 or HEAD_TOKENS and more."""
+        return max((common_tokens(entry, row) for entry in self._candidates(row)), default=0)
 
-    def put(self, ids: tuple[int, ...], states: States) -> None:
-        size = _nbytes(states)
-        if size > self._max_bytes:
+    def get(self, row: bytes, tokens: int) -> States:
+        """States of the first `tokens` tokens of a packed row, views into what is kept.
+
+        `tokens` is at most `common(row)`.
+        """
+        entry = max(self._candidates(row), key=lambda entry: common_tokens(entry, row))
+        self._entries.move_to_end(entry)
+        return {name: state[:, :, :tokens] for name, state in self._entries[entry].items()}
+
+    def put(self, row: bytes, states: States) -> None:
+        """Keep the states of all of the row's tokens; those of its beginnings are dropped."""
+        if _nbytes(states) > self._max_bytes:
             return
-        self._entries[ids] = states
-        self._bytes += size
-        while self._bytes > self._max_bytes:
+        for entry in self._candidates(row):
+            if row.startswith(entry):
+                self._bytes -= _nbytes(self._entries.pop(entry))
+        self._entries[row] = states
+        self._bytes += _nbytes(states)
+        self.shrink(self._max_bytes)
+        self._index()
+
+    def shrink(self, max_bytes: int) -> None:
+        """Drop the least recently used until what is left has at most `max_bytes`."""
+        if self._bytes <= max_bytes:
+            return
+        while self._bytes > max_bytes:
             _, dropped = self._entries.popitem(last=False)
             self._bytes -= _nbytes(dropped)
-        known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for entry in self._entries:
-            known.setdefault(entry[:HEAD_TOKENS], []).append(entry)
-        self._known = known
+        self._index()
 
-    def longest(self, row: Sequence[int]) -> int:
-        """Tokens of the longest kept prefix that `row` begins with and goes beyond."""
-        entries = self._known.get(tuple(row[:HEAD_TOKENS]), ())
-        limit = len(row) - MIN_SUFFIX_TOKENS
-        return max(
-            (len(e) for e in entries if len(e) <= limit and tuple(row[: len(e)]) == e), default=0
-        )
+    def _index(self) -> None:
+        by_head: dict[bytes, list[bytes]] = {}
+        for entry in self._entries:
+            by_head.setdefault(entry[:HEAD], []).append(entry)
+        self._by_head = by_head  # replaced, never changed, for those who read meanwhile
+
+    def _candidates(self, row: bytes) -> list[bytes]:
+        return self._by_head.get(row[:HEAD], [])
 
 
 def _nbytes(states: States) -> int:

@@ -3,14 +3,15 @@
 import doctest
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service import planner, prefix
 from service.planner import MIN_TOKENS, Budget, padded_tokens, plan
 from service.prefix import (
-    MIN_SAVED_TOKENS,
+    HEAD_TOKENS,
     MIN_SUFFIX_TOKENS,
+    Costs,
     best_prefix,
     common_tokens,
     pack,
@@ -32,6 +33,7 @@ BUDGETS = st.builds(
     st.floats(0, 0.9),
     st.one_of(st.just(1 << 40), st.integers(1, 9000)),
 )
+COSTS = st.builds(Costs, st.floats(0, 2000), st.floats(0, 1))
 
 
 @pytest.mark.parametrize("module", [planner, prefix])
@@ -55,17 +57,16 @@ def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, data)
         assert (planned.prefix_tokens + columns) * len(lengths) <= budget.state_tokens
 
 
-@given(ROWS, BUDGETS, st.integers(0, 220))
-def test_a_planned_prefix_is_common_leaves_two_tokens_and_pays(rows, budget, cached) -> None:
+@given(ROWS, BUDGETS, st.integers(0, 220), COSTS)
+def test_a_planned_prefix_is_common_leaves_two_tokens_and_pays(rows, budget, cached, costs) -> None:
     cached = min(cached, max(0, len(rows[0]) - MIN_SUFFIX_TOKENS))
-    planned = plan([*map(pack, rows)], 0, budget, cached)
+    planned = plan([*map(pack, rows)], 0, budget, cached, costs)
     chosen = [rows[i] for i in planned.rows]
     tokens = planned.prefix_tokens
     assert all(row[:tokens] == chosen[0][:tokens] for row in chosen)
     if tokens:
         assert all(len(row) >= tokens + MIN_SUFFIX_TOKENS for row in chosen)
-        computed_once = 0 if tokens <= cached else 1
-        assert (len(chosen) - computed_once) * tokens >= MIN_SAVED_TOKENS
+        assert costs.saved(len(chosen), tokens, cached) > 0
 
 
 @given(ROWS, BUDGETS)
@@ -119,3 +120,27 @@ def test_common_tokens_is_the_longest_common_start(first, second) -> None:
     tokens = common_tokens(pack(first), pack(second))
     assert first[:tokens] == second[:tokens]
     assert tokens in (len(first), len(second)) or first[tokens] != second[tokens]
+
+
+@given(st.integers(2, 60), st.integers(HEAD_TOKENS, 150), COSTS)
+def test_a_prefix_is_shared_exactly_where_that_is_cheaper(count, tokens, costs) -> None:
+    """Against the cost of both ways, counted by hand."""
+    rows = [pack([*range(tokens), 1000 + i, 7, 8]) for i in range(count)]
+    apart = count * (tokens + 3)
+    together = costs.run_tokens + tokens + count * (3 + costs.past_token * tokens)
+    planned = plan(rows, 0, Budget(1 << 30, 0.0), costs=costs)
+    assume(abs(apart - together) > 1e-6 * apart)  # a tie may go either way
+    assert (planned.prefix_tokens == tokens) == (together < apart)
+
+
+def test_a_kept_system_prompt_pays_for_part_of_a_longer_prefix() -> None:
+    costs = Costs(run_tokens=50, past_token=0)
+    assert costs.saved(2, 300, cached_tokens=0) == 250
+    assert costs.saved(2, 300, cached_tokens=200) == 450
+    assert costs.saved(2, 300, cached_tokens=300) == 600
+
+
+def test_a_divided_budget_still_runs_a_row() -> None:
+    small = Budget(100, 0.1, 50).divided(64)
+    assert (small.padded_tokens, small.state_tokens) == (1, 1)
+    assert plan([pack([1, 2, 3])] * 4, 0, small).rows == [0]

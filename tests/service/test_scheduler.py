@@ -7,15 +7,20 @@ import time
 import numpy as np
 import pytest
 
+from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.engine import OnnxEngine
 from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteReward, Overloaded
+from service.metrics import Recorder
 from service.planner import Budget
-from service.prefix import HEAD_TOKENS
-from service.scheduler import Scheduler
+from service.prefix import HEAD_TOKENS, TYPICAL
+from service.scheduler import RECOVERY_RUNS, Scheduler
+from service.score_cache import ScoreCache
 from service.scorer import Pair, Scorer
+from service.warmup import measure_costs
 
+CHUNK = 24
 BUDGET = Budget(padded_tokens=1024, padding=0.15)
 GUILTY, INFINITE = 700, 701
 
@@ -182,13 +187,175 @@ def test_every_split_gives_the_same_bits_cached_or_not(bundle: Bundle, length: i
 def test_states_are_kept_within_their_bytes_the_latest_longest(bundle: Bundle) -> None:
     sizes = bundle.manifest.architecture
     engine = OnnxEngine(bundle, "fp32", "cpu", 2, 100 * sizes.state_bytes_per_token())
-    first, second = _rows(2, 60)
+    rows = _rows(3, 60)
+    kept = []
+    for row in rows:
+        engine.run([row], 50)
+        kept.append([engine.cached_tokens(row) for row in rows])
+    assert kept == [[50, 0, 0], [50, 50, 0], [0, 50, 50]]
+
+
+def test_a_batch_comes_before_kept_states(bundle: Bundle) -> None:
+    token = bundle.manifest.architecture.state_bytes_per_token()
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2, 1000 * token, 400 * token)
+    first, second, other = _rows(3, 60)
     engine.run([first], 50)
-    assert engine.cached_tokens(first) == 50
     engine.run([second], 50)
+    engine.run([other])  # 120 tokens' states, 280 left
     assert engine.cached_tokens(first) == engine.cached_tokens(second) == 50
-    engine.run([second], 40)
-    assert (engine.cached_tokens(first), engine.cached_tokens(second)) == (0, 50)
+    engine.run([other] * 3)  # 360, 40 left
+    assert engine.cached_tokens(first) == engine.cached_tokens(second) == 0
+
+
+def test_prompts_take_the_states_of_their_common_system_prompt(bundle: Bundle) -> None:
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    system, first, second = _rows(3, 40)
+    rows = [[*system, *prompt, 7, 8] for prompt in (first, second)]
+    alone = [engine.run([row])[0] for row in rows]
+    assert engine.run([rows[0]], 80)[0] == alone[0]
+    assert engine.cached_tokens(rows[1]) == 40
+    assert engine.run([rows[1]], 80)[0] == alone[1]
+    assert engine.cached_tokens(rows[1]) == 80
+
+
+@pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])
+def test_long_rows_run_in_chunks_to_the_same_bits(bundle: Bundle, monkeypatch, lengths) -> None:
+    rows = [_rows(1, length, seed=length)[0] for length in lengths]
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    monkeypatch.setattr("service.engine.CHUNK_TOKENS", 10**9)
+    whole = [engine.run([row])[0] for row in rows]
+    monkeypatch.setattr("service.engine.CHUNK_TOKENS", CHUNK)
+    assert [engine.run([row])[0] for row in rows] == whole
+    assert engine.run(rows).tolist() == whole
+    prefix = CHUNK * 2 - 5
+    same = [[*rows[0][:prefix], *row[prefix:]] for row in rows]
+    assert engine.run(same, prefix).tolist() == [engine.run([row])[0] for row in same]
+    assert engine.cached_tokens(same[0]) == prefix
+
+
+def test_the_same_row_waiting_in_many_requests_runs_once(scheduler, engine) -> None:
+    first, same, late = _rows(3)
+
+    async def go():
+        engine.gate.clear()
+        tasks = [asyncio.create_task(scheduler.score([first, first]))]
+        await asyncio.sleep(0.05)  # it is in the engine now
+        tasks += [asyncio.create_task(scheduler.score([same, first])) for _ in range(5)]
+        left = asyncio.create_task(scheduler.score([same]))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        engine.gate.set()
+        return await asyncio.gather(*tasks), await scheduler.score([late, same])
+
+    scored, after = asyncio.run(go())
+    assert sum(map(len, engine.runs)) == 4  # first, same, late, and same again: nothing is kept
+    rewards = [float(engine.run([row])[0]) for row in (first, same, late)]
+    assert scored[0].rewards == [rewards[0]] * 2
+    assert all(each.rewards == [rewards[1], rewards[0]] for each in scored[1:])
+    assert after.rewards == [rewards[2], rewards[1]]
+    assert scheduler._queued_tokens == scheduler._line.rows == 0
+
+
+def test_the_same_guilty_row_is_an_error_for_each_of_its_callers(scheduler, engine) -> None:
+    good, bad = _rows(2)
+    bad[3] = GUILTY
+
+    async def go():
+        calls = [scheduler.score(rows) for rows in ([good, bad], [bad], [good])]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second, third = asyncio.run(go())
+    assert (first.field, second.field) == ("rows[1]", "rows[0]")
+    assert third.rewards == [float(engine.run([good])[0])]
+
+
+def test_kept_rewards_are_reused_the_latest_longest(bundle: Bundle, engine: Watched) -> None:
+    cache = ScoreCache(bundle.manifest.id, 2)
+    scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000, cache=cache)
+    first, second, third = _rows(3)
+
+    async def go() -> list[float]:
+        await scheduler.score([first, second])
+        before = (await scheduler.score([first])).rewards  # kept
+        await scheduler.score([third])  # second is dropped
+        return before + (await scheduler.score([first, third, second])).rewards
+
+    rewards = asyncio.run(go())
+    ran = [row for run in engine.runs for row in run]
+    assert ran == [first, second, third, second]
+    assert rewards == [float(engine.run([row])[0]) for row in (first, first, third, second)]
+    scheduler.close()
+
+
+@pytest.mark.parametrize("prefix", [0, 100])
+def test_short_memory_halves_the_batch_and_it_recovers(bundle: Bundle, prefix: int) -> None:
+    """An engine that has room for 4 rows: 32 are answered, batches shrink, then grow again."""
+
+    class Small(OnnxEngine):
+        room = 4
+
+        def run(self, rows, prefix_tokens=0):
+            sizes.append(len(rows))
+            if len(rows) > self.room:
+                raise MemoryError("no room")
+            return super().run(rows, prefix_tokens)
+
+    sizes: list[int] = []
+    engine = Small(bundle, "fp32", "cpu", 2)
+    recorder = Recorder()
+    scheduler = Scheduler(engine, BUDGET, 100_000, recorder)
+    start = _rows(1, prefix)[0] if prefix else []
+    rows = [[*start, *row] for row in _rows(32, seed=1)]
+
+    async def go() -> list[float]:
+        rewards = (await scheduler.score(rows)).rewards
+        assert recorder.added[metrics.SHORTAGES, ()] >= 3
+        assert scheduler._divisor > 1
+        engine.room = 100
+        for i in range(8 * RECOVERY_RUNS):
+            await scheduler.score(_rows(1, seed=100 + i))
+        return rewards
+
+    rewards = asyncio.run(go())
+    assert scheduler._divisor == 1
+    assert rewards == [float(OnnxEngine.run(engine, [row])[0]) for row in rows]
+    scheduler.close()
+
+
+def test_a_row_that_alone_has_no_room_is_an_error(bundle: Bundle) -> None:
+    class Full(OnnxEngine):
+        def run(self, rows, prefix_tokens=0):
+            if any(len(row) > 50 for row in rows):
+                raise MemoryError("no room")
+            return super().run(rows, prefix_tokens)
+
+    scheduler = Scheduler(Full(bundle, "fp32", "cpu", 2), BUDGET, 100_000)
+
+    async def go():
+        calls = [scheduler.score([row]) for row in (*_rows(3), _rows(1, 60)[0])]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    *good, bad = asyncio.run(go())
+    assert isinstance(bad, EngineFailure) and "more memory" in bad.message
+    assert all(len(each.rewards) == 1 for each in good)
+    scheduler.close()
+
+
+def test_the_runtimes_own_shortage_is_told_from_other_failures(bundle: Bundle) -> None:
+    """A real allocation that cannot succeed: 10**6 rows of states of 10**5 tokens."""
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    row = _rows(1, 40)[0]
+    engine.run([row], 20)
+    with pytest.raises(MemoryError):
+        engine.run([row * 250] * 300_000)
+    assert engine.cached_tokens(row) == 0
+    assert np.isfinite(engine.run([row])[0])
+
+
+def test_costs_are_measured_on_the_engine_that_serves(bundle: Bundle) -> None:
+    costs = measure_costs(OnnxEngine(bundle, "fp32", "cpu", 2), 4096)
+    assert costs != TYPICAL and costs.run_tokens > 0 and 0 <= costs.past_token <= 1
+    assert measure_costs(OnnxEngine(bundle, "fp32", "cpu", 2), 40) == TYPICAL
 
 
 def test_a_deadline_drops_what_has_not_run(engine: Watched) -> None:
@@ -257,7 +424,7 @@ def test_a_failure_of_the_scheduler_itself_leaves_an_empty_line(bundle: Bundle) 
     scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
     with pytest.raises(EngineFailure, match="scheduler: RuntimeError"):
         asyncio.run(scheduler.score(_rows(3)))
-    assert scheduler._queued_tokens == scheduler._queued_rows == len(scheduler._turns) == 0
+    assert scheduler._queued_tokens == scheduler._line.rows == len(scheduler._line.requests) == 0
     engine.broken = False
     assert len(asyncio.run(scheduler.score(_rows(2))).rewards) == 2
     scheduler.close()
