@@ -36,6 +36,8 @@ class ServiceConfig(BaseModel):
 
     deadline_s: Annotated[float, Field(gt=0)] = 110.0
     "how long a request may wait for its rewards; below the 120 s that slime's client waits"
+    api_key_file: Path | None = None
+    "API keys, one per line; without it everybody may ask"
 
     host: str = "127.0.0.1"
     port: Port = 8000

@@ -22,12 +22,12 @@ from service.errors import (
     DeadlineExceeded,
     EngineFailure,
     NonFiniteReward,
-    Overloaded,
     RewardError,
 )
 from service.metrics import Recorder
 from service.planner import Budget, padded_tokens, plan
 from service.prefix import pack
+from service.room import Room
 
 log = logging.getLogger("reward.scheduler")
 
@@ -84,26 +84,39 @@ class Scheduler:
         self._engine = engine
         self._budget = budget
         self._recorder = recorder or Recorder(listening=False)
-        self._max_queued_tokens = max_queued_tokens
-        self._queued_tokens = 0  # waiting or in the engine
+        self._tokens = Room(max_queued_tokens, "tokens", "max_queued_tokens")
+        "waiting or in the engine"
         self._queued_rows = 0  # waiting
         self._turns: deque[_Request] = deque()
         self._running_since: float | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
-    async def score(self, rows: Sequence[Sequence[int]], deadline_s: float | None = None) -> Scored:
+    async def score(
+        self,
+        rows: Sequence[Sequence[int]],
+        deadline_s: float | None = None,
+        patient: bool = False,
+    ) -> Scored:
         """Rewards of all rows. Raises Overloaded before anything is queued, and
         DeadlineExceeded when they are not all there within `deadline_s` (None: no deadline).
+        A patient caller waits for room until its deadline instead of being refused.
 
         A row that makes the engine fail raises EngineFailure with `row` set to its index; other
         requests in its batch are not touched. Cancelling drops the rows that have not run.
         """
         if not rows:
             return Scored([], 0.0, 0.0)
+        due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        try:
+            await self._tokens.enter(sum(map(len, rows)), due, patient)
+        except (DeadlineExceeded, asyncio.CancelledError) as error:
+            reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
+            self._recorder.add(metrics.DROPPED, len(rows), reason)
+            raise
         request = self._admit(rows)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout_at(due):
                 await request.done
         except TimeoutError:
             self._drop(request, "deadline")
@@ -131,13 +144,14 @@ class Scheduler:
         """Take back what has not run; rows that are in the engine end by themselves."""
         self._recorder.add(metrics.DROPPED, len(request.waiting), reason)
         self._queued_rows -= len(request.waiting)
-        self._queued_tokens -= sum(len(request.rows[i]) for i in request.waiting)
+        tokens = sum(len(request.rows[i]) for i in request.waiting)
         request.waiting.clear()
+        self._tokens.leave(tokens)
         self._gauge()
 
     def _gauge(self) -> None:
         self._recorder.set(metrics.QUEUE_ROWS, self._queued_rows)
-        self._recorder.set(metrics.QUEUE_TOKENS, self._queued_tokens)
+        self._recorder.set(metrics.QUEUE_TOKENS, self._tokens.used)
 
     @property
     def running_s(self) -> float:
@@ -148,12 +162,6 @@ class Scheduler:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _admit(self, rows: Sequence[Sequence[int]]) -> _Request:
-        tokens = sum(map(len, rows))
-        if self._queued_tokens and self._queued_tokens + tokens > self._max_queued_tokens:
-            raise Overloaded(
-                f"{self._queued_tokens} tokens are waiting and the request has {tokens}; the limit "
-                f"is max_queued_tokens={self._max_queued_tokens}; retry later"
-            )
         loop = asyncio.get_running_loop()
         request = _Request(
             rows=rows,
@@ -164,7 +172,6 @@ class Scheduler:
             outcomes=[None] * len(rows),
             missing=len(rows),
         )
-        self._queued_tokens += tokens
         self._queued_rows += len(rows)
         self._turns.append(request)
         self._gauge()
@@ -199,7 +206,8 @@ class Scheduler:
                 request.done.set_exception(error)
             request.waiting.clear()
         self._turns.clear()
-        self._queued_tokens = self._queued_rows = 0
+        self._queued_rows = 0
+        self._tokens.clear()
         self._gauge()
 
     def _next_batch(self) -> _Batch | None:
@@ -235,7 +243,7 @@ class Scheduler:
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
     ) -> None:
         lengths = [*map(len, batch.rows)]
-        self._queued_tokens -= sum(lengths)
+        self._tokens.leave(sum(lengths))
         prefix = batch.prefix_tokens
         computed = padded_tokens(lengths, prefix)
         real = prefix + sum(lengths) - prefix * len(lengths)
