@@ -218,6 +218,23 @@ def test_a_replica_that_gets_sigterm_under_load_loses_two_requests_at_most(
     assert closed <= 2, outcomes
 
 
+def test_two_services_on_one_machine_share_no_port(bundle: Bundle) -> None:
+    """Ray's replicas would share gRPC port 40000, and each service answer for the other."""
+
+    def listening(service) -> set[int]:
+        processes = psutil.Process(service.process.pid).children(recursive=True)
+        return {
+            connection.laddr.port
+            for process in processes
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    with serving(bundle.path) as one, serving(bundle.path) as other:
+        first, second = listening(one), listening(other)
+    assert len(first) > 10 and len(second) > 10 and not first & second
+
+
 def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(
