@@ -72,10 +72,14 @@ class GrpcApi:
         entry = self._journal.open("GetBundle")
         try:
             self._greet(context, entry)
+            entry.code = "OK"
+            manifest = self._scorer.bundle.manifest
+            return pb.GetBundleResponse(manifest_json=manifest.model_dump_json())
         except RewardError as error:
             _refuse(context, error, entry)
             return pb.GetBundleResponse()
-        return pb.GetBundleResponse(manifest_json=self._scorer.bundle.manifest.model_dump_json())
+        finally:
+            self._journal.close(entry)
 
     def _greet(self, context: Context, entry: Entry) -> None:
         """The caller's request id and its key."""

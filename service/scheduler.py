@@ -25,6 +25,7 @@ from service.errors import (
     RewardError,
 )
 from service.metrics import Recorder
+from service.pace import Pace
 from service.planner import Budget, padded_tokens, plan
 from service.prefix import pack
 from service.room import Room
@@ -87,6 +88,7 @@ class Scheduler:
         self._tokens = Room(max_queued_tokens, "tokens", "max_queued_tokens")
         "waiting or in the engine"
         self._queued_rows = 0  # waiting
+        self._pace = Pace()
         self._turns: deque[_Request] = deque()
         self._running_since: float | None = None
         self._loop_task: asyncio.Task[None] | None = None
@@ -158,6 +160,10 @@ class Scheduler:
         """How long the batch in the engine has been there; 0 when it is free."""
         return 0.0 if self._running_since is None else time.perf_counter() - self._running_since
 
+    def backlog_s(self, more_tokens: float = 0.0) -> float:
+        """Seconds that what is queued, and more of it, will take; 0 while that is not known."""
+        return self._pace.seconds(self._tokens.used + more_tokens)
+
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
@@ -183,6 +189,7 @@ class Scheduler:
         """Run batches while anything waits."""
         loop = asyncio.get_running_loop()
         batch = None
+        self._pace.begin()
         try:
             while batch := self._next_batch():
                 self._running_since = started = time.perf_counter()
@@ -244,6 +251,7 @@ class Scheduler:
     ) -> None:
         lengths = [*map(len, batch.rows)]
         self._tokens.leave(sum(lengths))
+        self._pace.note(sum(lengths), full=self._queued_rows > 0)
         prefix = batch.prefix_tokens
         computed = padded_tokens(lengths, prefix)
         real = prefix + sum(lengths) - prefix * len(lengths)

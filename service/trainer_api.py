@@ -13,16 +13,13 @@ from pydantic_core import to_json
 
 from service.address import Options
 from service.config import ServiceConfig
+from service.pooling import Classify, ClassifyAnswer, Embeddings, EmbeddingsAnswer
 from service.request import check_count, invalid
 from service.scorer import Scorer
 from service.wire import (
     AlignAnything,
     AlignAnythingAnswer,
     Answer,
-    Classify,
-    ClassifyAnswer,
-    Embeddings,
-    EmbeddingsAnswer,
     GetReward,
     GetRewardAnswer,
     ScoreEvaluation,

@@ -4,8 +4,6 @@ A shape says what it asks to be scored and how it wants to be answered. Fields t
 and that change no reward are ignored, so that its next version may add one.
 """
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -13,8 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from service.conversation import as_pair, prompt_in, without_ending
-from service.errors import InvalidRequest
-from service.pairs import Asked, Pair, Templated, TokenIds
+from service.pairs import Asked, Pair, Templated
 from service.request import PromptField
 from service.scorer import Result
 
@@ -64,7 +61,7 @@ class GetReward(Wire):
         prompts = self.prompts or [""] * len(self.query)
         labels = self.labels or [None] * len(self.query)
         return [
-            _asked(text, prompt, label, template, f"query[{i}]")
+            asked_text(text, prompt, label, template, f"query[{i}]")
             for i, (text, prompt, label) in enumerate(zip(self.query, prompts, labels, strict=True))
         ]
 
@@ -109,7 +106,7 @@ class Slime(Wire):
         if not isinstance(self.prompt, str):
             return [Pair(self.prompt, without_ending(self.response))]
         text = self.prompt + self.response
-        return [_asked(text, self.prompt, self.label, template, "prompt")]
+        return [asked_text(text, self.prompt, self.label, template, "prompt")]
 
     def answer(self, answer: Answer) -> float:
         return answer.rewards[0]
@@ -124,7 +121,7 @@ class ScoreEvaluation(Wire):
 
     def asked(self, template: Template) -> list[Asked]:
         return [
-            _asked(text, "", None, template, f"messages[{i}]")
+            asked_text(text, "", None, template, f"messages[{i}]")
             for i, text in enumerate(self.messages)
         ]
 
@@ -155,7 +152,7 @@ class AlignAnything(Wire):
 
     def asked(self, template: Template) -> list[Asked]:
         return [
-            _asked(prompt + response, prompt, None, template, f"prompts[{i}]")
+            asked_text(prompt + response, prompt, None, template, f"prompts[{i}]")
             for i, (prompt, response) in enumerate(zip(self.prompts, self.responses, strict=True))
         ]
 
@@ -167,100 +164,8 @@ class AlignAnythingAnswer(Wire):
     rewards: list[float]
 
 
-TokenList = tuple[int, ...]
-
-
-class Pooling(Wire):
-    """What vLLM's and SGLang's pooling endpoints have in common."""
-
-    input: str | list[str] | list[TokenList] | TokenList
-    "one text or several, rendered; or token ids, scored as they are"
-    model: str = ""
-
-    def asked(self, template: Template) -> list[Asked]:
-        several: list[Any] = [*self.input] if isinstance(self.input, list) else [self.input]
-        return [self._one(each, template, f"input[{i}]") for i, each in enumerate(several)]
-
-    def _one(self, each: str | TokenList, template: Template, field: str) -> Asked:
-        if isinstance(each, str):
-            return _asked(each, "", None, template, field)
-        if template == "chat":
-            raise InvalidRequest(
-                f"{field}: token ids are scored as they are; template=chat needs text", field=field
-            )
-        return TokenIds(each)
-
-
-class Classify(Pooling):
-    """vLLM `/classify` and SGLang `/v1/classify`."""
-
-    use_activation: Literal[False] | None = None
-    "a reward is never put through a sigmoid"
-
-    def answer(self, answer: Answer) -> "ClassifyAnswer":
-        return ClassifyAnswer(
-            id=f"classify-{answer.request_id}",
-            created=int(time.time()),
-            model=answer.model,
-            data=[Class(index=i, probs=[reward]) for i, reward in enumerate(answer.rewards)],
-            usage=_usage(answer.results),
-        )
-
-
-class Usage(Wire):
-    prompt_tokens: int
-    total_tokens: int
-    completion_tokens: int = 0
-
-
-class Class(Wire):
-    index: int
-    label: str = "reward"
-    probs: list[float]
-    "one number, the reward"
-    num_classes: int = 1
-
-
-class ClassifyAnswer(Wire):
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
-    data: list[Class]
-    usage: Usage
-
-
-class Embeddings(Pooling):
-    """SGLang's and OpenAI's `/v1/embeddings`."""
-
-    def answer(self, answer: Answer) -> "EmbeddingsAnswer":
-        return EmbeddingsAnswer(
-            model=answer.model,
-            data=[Embedding(index=i, embedding=[r]) for i, r in enumerate(answer.rewards)],
-            usage=_usage(answer.results),
-        )
-
-
-class Embedding(Wire):
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float]
-    "one number, the reward"
-
-
-class EmbeddingsAnswer(Wire):
-    object: Literal["list"] = "list"
-    model: str
-    data: list[Embedding]
-    usage: Usage
-
-
-def _asked(text: str, prompt: str, label: Any, template: Template, field: str) -> Asked:
+def asked_text(text: str, prompt: str, label: Any, template: Template, field: str) -> Asked:
+    """What a rendered text asks for; "" for a prompt that was not sent."""
     if template == "chat":
         return as_pair(text, prompt, label, field)
     return Templated(text, prompt_in(text, prompt))
-
-
-def _usage(results: Sequence[Result]) -> Usage:
-    tokens = sum(result.tokens for result in results)
-    return Usage(prompt_tokens=tokens, total_tokens=tokens)
