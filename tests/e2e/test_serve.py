@@ -82,6 +82,18 @@ def test_http_and_grpc_refuse_with_the_same_code_and_field(service, channel, cas
     assert trailing["reward-error-field"] == case.field
 
 
+@pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "0"}])
+def test_a_deadline_of_the_callers_is_kept(service, channel, headers: dict[str, str]) -> None:
+    """Ray's header, with which a caller may lift Ray's own limit, does not lift ours."""
+    hasty = {**SCORED["many"], "deadline_ms": 1}
+    answer = httpx.post(f"{service.url}/score", json=hasty, headers=headers)
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    with pytest.raises(grpc.RpcError) as caught:
+        RewardServiceStub(channel).Score(as_message(hasty))
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_grpc_bundle_health_and_no_reflection(channel, bundle: Bundle) -> None:
     reply = RewardServiceStub(channel).GetBundle(pb.GetBundleRequest())
     assert json.loads(reply.manifest_json) == bundle.manifest.model_dump(mode="json")
