@@ -63,6 +63,7 @@ def run(
     from service import app as serving
     from service.bundle import load
     from service.engine import resolve_device
+    from service.keys import Keys
 
     flags = {
         "bundle": bundle.resolve(),
@@ -77,6 +78,7 @@ def run(
     }
     config = _config(dict(setting.partition("=")[::2] for setting in settings or []), flags)
     # what can be refused before Ray starts is refused in a second, not in ten
+    Keys.read(config.api_key_file)
     resolve_device(config.device, load(config.bundle).manifest.variant(variant).devices)
     serving.run(config, announce=lambda line: print(line, flush=True))
 

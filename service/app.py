@@ -15,6 +15,8 @@ from typing import Any
 from service.config import ServiceConfig
 from service.errors import RewardError
 
+REPLICA_PORTS = 64
+"gRPC ports that replicas of one service may take on one machine"
 APP = "default"
 "Ray Serve's own name for the one application of a cluster"
 
@@ -57,19 +59,40 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
     )
+    first = _free_window(REPLICA_PORTS)
     values = {
         **dict(zip(internal, map(str, _free_ports(len(internal))), strict=True)),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + REPLICA_PORTS),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_metrics_report_interval_ms": "1000",
         # Requests in flight on a replica that dies are replayed; scoring is idempotent.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
+        # HAProxy logs every URL to a syslog daemon, and trainers have their API key in it: the
+        # discard port (RFC 863), where nobody listens. The journal has a line per request.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:9",
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),  # Ray's default is 2 GiB
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
     values = {name: os.environ.get(name, value) for name, value in values.items()}
     return values | {"RAY_SERVE_ENABLE_HA_PROXY": "1" if uses_haproxy(config) else "0"}
+
+
+def _free_window(count: int) -> int:
+    """The first of `count` ports in a row that nobody listens on, above outgoing connections'.
+
+    Ray's replicas take gRPC ports from 40000 on and would share one that another service's replica
+    has: Ray gives gRPC "0" for so_reuseport, a string, and so it stays on. The kernel then deals
+    the connections of both services out to both, and one answers with the other's rewards.
+    """
+    for first in random.sample(range(61000, 65535 - count), 1000):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("", port))
+            return first
+    raise ServeFailed(f"no {count} free ports in a row between 61000 and 65535")
 
 
 def _free_ports(count: int) -> list[int]:

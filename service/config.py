@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, lt=65536)]
@@ -39,6 +39,8 @@ class ServiceConfig(BaseModel):
 
     deadline_s: Annotated[float, Field(gt=0)] = 110.0
     "how long a request may wait for its rewards; below the 120 s that slime's client waits"
+    api_key_file: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    "API keys, one per line; without it everybody may ask"
 
     host: str = "127.0.0.1"
     port: Port = 8000

@@ -16,6 +16,7 @@ from service.exporter import Exporter, cluster_page
 from service.grpc_api import Context, GrpcApi
 from service.http_api import build_http
 from service.journal import Journal
+from service.keys import Keys
 from service.metrics import Recorder
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.scorer import Scorer
@@ -35,18 +36,21 @@ class RewardReplica:
         recorder = Recorder()
         self._scorer = Scorer.open(self._config, recorder)
         self._journal = Journal(recorder, _request_id)
-        self._grpc = GrpcApi(self._scorer, self._config, self._journal)
+        self._keys = Keys.read(self._config.api_key_file)
+        self._grpc = GrpcApi(self._scorer, self._config, self._journal, self._keys)
         self._exporter = Exporter(recorder)  # Serve constructs on the loop it will serve from
         gc.freeze()  # what start-up made is never garbage: keeps full collections short
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_http(self._scorer, self._config, self._journal, cluster_page)
+        return build_http(self._scorer, self._config, self._journal, self._keys, cluster_page)
 
     async def Score(self, request: pb.ScoreRequest, grpc_context: Context) -> pb.ScoreResponse:
         return await self._grpc.score(request, grpc_context)
 
-    async def GetBundle(self, request: pb.GetBundleRequest) -> pb.GetBundleResponse:
-        return self._grpc.get_bundle()
+    async def GetBundle(
+        self, request: pb.GetBundleRequest, grpc_context: Context
+    ) -> pb.GetBundleResponse:
+        return self._grpc.get_bundle(grpc_context)
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, grpc_context: Context

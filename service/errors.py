@@ -29,6 +29,14 @@ class InvalidRequest(RewardError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class Unauthorized(RewardError):
+    """The service has API keys and the request brought none of them."""
+
+    code = "unauthorized"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
 class TooLarge(RewardError):
     """More bytes, headers or pairs than the limit; split the request."""
 

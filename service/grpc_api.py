@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2
 
 from service.config import ServiceConfig
 from service.errors import RewardError
-from service.journal import Entry, Journal
+from service.journal import Entry, Journal, checked_id
+from service.keys import Keys
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.request import ScoreRequest, parse
 from service.scorer import Scorer, Scores
@@ -31,25 +32,33 @@ class Context(Protocol):
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
     def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None: ...
+    def invocation_metadata(self) -> Sequence[tuple[str, str]]: ...
 
 
 class GrpcApi:
     """The methods of RewardService and of grpc.health.v1.Health. No exception leaves them."""
 
-    def __init__(self, scorer: Scorer, config: ServiceConfig, journal: Journal) -> None:
+    def __init__(
+        self, scorer: Scorer, config: ServiceConfig, journal: Journal, keys: Keys | None = None
+    ) -> None:
         self._scorer = scorer
         self._max_pairs = config.max_pairs
         self._deadline_s = config.deadline_s
         self._journal = journal
+        self._keys = keys or Keys()
 
     async def score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        entry = Entry("Score", code="caller_left")
+        entry = self._journal.open("Score")
         try:
+            self._greet(context, entry)
             asked = _parse(request)
             pairs = asked.as_pairs(self._max_pairs)
-            entry.scores = await self._scorer.score(pairs, asked.truncation, self._deadline_s)
+            entry.scores = await self._scorer.score(
+                pairs, asked.truncation, asked.deadline_s(self._deadline_s)
+            )
             entry.code = "OK"
-            return self._response(entry.scores)
+            context.set_trailing_metadata([("x-request-id", entry.request_id)])
+            return self._response(entry.scores, entry.request_id)
         except RewardError as error:
             _refuse(context, error, entry)
         except Exception:  # its text could name paths or content: log it here, send none of it
@@ -59,8 +68,25 @@ class GrpcApi:
             self._journal.close(entry)
         return pb.ScoreResponse()
 
-    def get_bundle(self) -> pb.GetBundleResponse:
-        return pb.GetBundleResponse(manifest_json=self._scorer.bundle.manifest.model_dump_json())
+    def get_bundle(self, context: Context) -> pb.GetBundleResponse:
+        entry = self._journal.open("GetBundle")
+        try:
+            self._greet(context, entry)
+            entry.code = "OK"
+            manifest = self._scorer.bundle.manifest
+            return pb.GetBundleResponse(manifest_json=manifest.model_dump_json())
+        except RewardError as error:
+            _refuse(context, error, entry)
+            return pb.GetBundleResponse()
+        finally:
+            self._journal.close(entry)
+
+    def _greet(self, context: Context, entry: Entry) -> None:
+        """The caller's request id and its key."""
+        metadata = dict(context.invocation_metadata())
+        if given := metadata.get("x-request-id"):
+            entry.request_id = checked_id(given)
+        self._keys.check(metadata.get("authorization"))
 
     def check(
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -85,7 +111,7 @@ class GrpcApi:
             await asyncio.sleep(0.5)
         yield self.check(request, context)
 
-    def _response(self, scores: Scores) -> pb.ScoreResponse:
+    def _response(self, scores: Scores, request_id: str) -> pb.ScoreResponse:
         manifest = self._scorer.bundle.manifest
         return pb.ScoreResponse(
             results=[
@@ -111,20 +137,36 @@ class GrpcApi:
                 queue_ms=scores.timing.queue_ms,
                 engine_ms=scores.timing.engine_ms,
             ),
+            request_id=request_id,
         )
 
 
 def _parse(request: pb.ScoreRequest) -> ScoreRequest:
     """Validated by the very model that validates JSON, so both give the same errors."""
-    content: dict[str, Any] = {"truncation": request.truncation or "prompt"}
+    content: dict[str, Any] = {
+        "truncation": request.truncation or "prompt",
+        "deadline_ms": request.deadline_ms or None,
+    }
     if request.pairs or not request.HasField("group"):
-        content["pairs"] = [
-            {"prompt": _prompt(pair.prompt), "response": pair.response} for pair in request.pairs
-        ]
+        content["pairs"] = [_pair(pair) for pair in request.pairs]
     if request.HasField("group"):
         content["prompt"] = _prompt(request.group.prompt)
         content["responses"] = list(request.group.responses)
     return parse(content)
+
+
+def _pair(pair: pb.Pair) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    form = pair.WhichOneof("whole")
+    if form is None or pair.HasField("prompt"):
+        content["prompt"] = _prompt(pair.prompt)
+    if form is None or pair.response:
+        content["response"] = pair.response
+    if form == "text":
+        content["text"] = pair.text
+    if form == "input_ids":
+        content["input_ids"] = list(pair.input_ids.ids)
+    return content
 
 
 def _prompt(prompt: pb.Prompt) -> str | list[dict[str, str]] | None:
@@ -140,5 +182,9 @@ def _refuse(context: Context, error: RewardError, entry: Entry) -> None:
     context.set_code(grpc.StatusCode[error.grpc_status])
     context.set_details(error.message)
     context.set_trailing_metadata(
-        [("reward-error-code", error.code), ("reward-error-field", error.field or "")]
+        [
+            ("reward-error-code", error.code),
+            ("reward-error-field", error.field or ""),
+            ("x-request-id", entry.request_id),
+        ]
     )

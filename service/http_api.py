@@ -9,12 +9,15 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.types import ASGIApp
 
+from service.address import Addressed
 from service.config import ServiceConfig
 from service.errors import RewardError
 from service.journal import Journal
-from service.middleware import Journaled, Limits, error_response
+from service.keys import Keys
+from service.middleware import Journaled, Keyed, Limits, error_response
 from service.request import ScoreRequest, parse_json
 from service.scorer import Scorer, Scores
+from service.trainer_api import SHAPES, add_trainer_routes
 
 log = logging.getLogger("reward.http")
 
@@ -52,6 +55,8 @@ class ScoreResponse(BaseModel):
     bundle: BundleBody
     engine: str
     timing: TimingBody
+    request_id: str
+    "the caller's header x-request-id, or one that was made; the answer has it as header, too"
 
 
 class ErrorBody(BaseModel):
@@ -72,6 +77,7 @@ def build_http(
     scorer: Scorer,
     config: ServiceConfig,
     journal: Journal,
+    keys: Keys | None = None,
     metrics_page: Callable[[], Awaitable[bytes]] = _no_metrics,
 ) -> ASGIApp:
     """The ASGI application of one replica, behind its limits on headers and bodies."""
@@ -85,6 +91,7 @@ def build_http(
         status: {"model": ErrorResponse, "description": text}
         for status, text in {
             400: "The request is not valid; nothing was queued.",
+            401: "No API key of the service's.",
             413: "More bytes or pairs than the limit.",
             422: "Longer than the bundle's token limits.",
             503: "The queue is full or the replica is leaving; see Retry-After.",
@@ -103,11 +110,13 @@ def build_http(
     async def score(request: Request) -> Response:
         """Score pairs. Each gets one reward; identical requests get identical bits."""
         asked = parse_json(await request.body())
-        scores = await scorer.score(
-            asked.as_pairs(config.max_pairs), asked.truncation, config.deadline_s
-        )
+        pairs = asked.as_pairs(config.max_pairs)
+        scores = await scorer.score(pairs, asked.truncation, asked.deadline_s(config.deadline_s))
         request.state.entry.scores = scores
-        return Response(_render(scorer, scores), media_type="application/json")
+        content = _render(scorer, scores, request.state.entry.request_id)
+        return Response(content, media_type="application/json")
+
+    add_trainer_routes(api, scorer, config, errors)
 
     @api.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -147,13 +156,17 @@ def build_http(
         request.state.entry.error = RewardError.code
         return error_response(RewardError("internal error; see the service's log"))
 
-    schema = ScoreRequest.model_json_schema(ref_template=COMPONENTS + "{model}")
-    api.openapi()["components"]["schemas"] |= {**schema.pop("$defs"), "ScoreRequest": schema}
+    schemas = api.openapi()["components"]["schemas"]
+    models: set[type[BaseModel]] = {ScoreRequest, *(shape for shape, _ in SHAPES.values())}
+    for model in models:
+        schema = model.model_json_schema(ref_template=COMPONENTS + "{model}")
+        schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
     limited = Limits(api, config.max_body_bytes, config.max_header_bytes)
-    return Journaled(limited, journal, set(api.openapi()["paths"]))
+    journaled = Journaled(Keyed(limited, keys or Keys()), journal, set(api.openapi()["paths"]))
+    return Addressed(journaled, set(SHAPES))
 
 
-def _render(scorer: Scorer, scores: Scores) -> bytes:
+def _render(scorer: Scorer, scores: Scores, request_id: str) -> bytes:
     manifest = scorer.bundle.manifest
     return to_json(
         {
@@ -168,5 +181,6 @@ def _render(scorer: Scorer, scores: Scores) -> bytes:
             },
             "engine": scorer.engine.fingerprint,
             "timing": scores.timing,
+            "request_id": request_id,
         }
     )

@@ -2,15 +2,31 @@
 
 import json
 import logging
+import re
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service import metrics
+from service.errors import InvalidRequest
 from service.metrics import Recorder
 from service.scorer import Scores
 
 log = logging.getLogger("reward.requests")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+def checked_id(given: str) -> str:
+    """The caller's own id of its request. Raises InvalidRequest."""
+    if not REQUEST_ID.fullmatch(given):
+        raise InvalidRequest(
+            f"x-request-id: has {len(given)} characters; an id is 1 to 128 letters, digits or any "
+            "of . _ : / + = -",
+            field="x-request-id",
+        )
+    return given
 
 
 @dataclass(slots=True)
@@ -18,7 +34,8 @@ class Entry:
     """One request, filled in as it goes."""
 
     route: str
-    code: str = ""
+    request_id: str
+    code: str = "caller_left"
     "HTTP status or name of the gRPC status"
     error: str | None = None
     scores: Scores | None = None
@@ -32,6 +49,10 @@ class Journal:
         self._recorder = recorder
         self._request_id = request_id
 
+    def open(self, route: str) -> Entry:
+        """An entry with an id of its own."""
+        return Entry(route, self._request_id() or uuid.uuid4().hex)
+
     def close(self, entry: Entry) -> None:
         self._recorder.add(metrics.REQUESTS, 1, entry.route, entry.code)
         if entry.error:
@@ -42,7 +63,7 @@ class Journal:
     def _line(self, entry: Entry) -> str:
         line = {
             "time": round(time.time(), 3),
-            "request_id": self._request_id(),
+            "request_id": entry.request_id,
             "route": entry.route,
             "code": entry.code,
             "total_ms": round((time.perf_counter() - entry.started) * 1e3, 3),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from service.errors import RewardError
-from service.prefix import ITEM, pack
+from service.prefix import pack
 
 WINDOW_ROWS, WINDOW_ROWS_PER_REQUEST = 1024, 256
 "rows that one batch is planned over: enough for a good fit, few enough for milliseconds"
@@ -53,8 +53,7 @@ class Line:
         self._turns: deque[Request] = deque()
         self._same: defaultdict[bytes, dict[Place, None]] = defaultdict(dict)
         self.rows = 0
-        self.tokens = 0
-        "of waiting rows"
+        "that wait"
 
     @property
     def requests(self) -> list[Request]:
@@ -65,7 +64,6 @@ class Line:
         for i in request.waiting:
             self._same[request.packed[i]][request, i] = None
             self.rows += 1
-            self.tokens += len(request.rows[i])
         self._turns.append(request)
 
     def leave(self, request: Request) -> None:
@@ -78,7 +76,7 @@ class Line:
             request.waiting.clear()
         self._turns.clear()
         self._same.clear()
-        self.rows = self.tokens = 0
+        self.rows = 0
 
     def window(self) -> list[Place]:
         """Rows to plan over, one of each kind; the first is the oldest of whose turn it is."""
@@ -119,4 +117,3 @@ class Line:
         if not same:
             del self._same[packed]
         self.rows -= 1
-        self.tokens -= len(packed) // ITEM

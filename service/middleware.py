@@ -1,4 +1,4 @@
-"""What surrounds every HTTP request: its journal entry and our limits. Knows no scoring."""
+"""What surrounds every HTTP request: journal entry, API key, our limits. Knows no scoring."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,20 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import InvalidRequest, Overloaded, RewardError, TooLarge
-from service.journal import Entry, Journal
+from service.errors import InvalidRequest, Overloaded, RewardError, TooLarge, Unauthorized
+from service.journal import Journal, checked_id
+from service.keys import Keys
+
+OPEN = frozenset(("/healthz", "/readyz"))
+"paths that need no key"
 
 
 def error_response(error: RewardError) -> Response:
-    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     return Response(
         to_json({"error": error.as_dict()}),
         status_code=error.http_status,
@@ -34,7 +42,7 @@ class Journaled:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        entry = Entry(path if path in self.paths else "unknown", code="caller_left")
+        entry = self.journal.open(path if path in self.paths else "unknown")
         scope.setdefault("state", {})["entry"] = entry
 
         async def note(message: Any) -> None:
@@ -43,9 +51,34 @@ class Journaled:
             await send(message)
 
         try:
+            if given := dict(scope["headers"]).get(b"x-request-id"):
+                entry.request_id = checked_id(given.decode("latin-1"))
             await self.app(scope, receive, note)
+        except InvalidRequest as error:
+            entry.error = error.code
+            await error_response(error)(scope, receive, note)
         finally:
             self.journal.close(entry)
+
+
+class Keyed:
+    """Refuses who brings no API key, in the header or, where the URL has options, in the URL."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            url_key = dict(scope["state"].get("options", ())).get("key")
+            try:
+                self.keys.check(authorization, url_key)
+            except Unauthorized as error:
+                scope["state"]["entry"].error = error.code
+                await error_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class Limits:

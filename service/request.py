@@ -2,10 +2,18 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import InvalidRequest, TooLarge
-from service.scorer import Pair
+from service.pairs import Asked, Pair, Templated, TokenIds
 from service.text import Message, Truncation
 
 
@@ -26,23 +34,67 @@ PromptField = Annotated[
 
 
 class ScorePair(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     prompt: PromptField
     "a string (one user turn, where the bundle has a chat template) or a list of messages"
     response: str
 
+    def asked(self) -> Asked:
+        return Pair(self.prompt, self.response)
+
+
+class ScoreText(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    text: str
+    """prompt and response with a chat template applied to them already, ending included; special
+    tokens in it are special, none is added but a missing BOS; over the limits it loses its left"""
+
+    def asked(self) -> Asked:
+        return Templated(self.text)
+
+
+class ScoreTokenIds(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    input_ids: tuple[Annotated[int, Field(strict=True)], ...]
+    "token ids of the bundle's tokenizer, scored exactly as they are: refused over the limits"
+
+    def asked(self) -> Asked:
+        return TokenIds(self.input_ids)
+
+
+def _pair_form(value: Any) -> str:
+    if isinstance(value, dict) and "prompt" not in value:
+        if "text" in value:
+            return "<text pair>"
+        if "input_ids" in value:
+            return "<token ids>"
+    return "<pair>"
+
+
+PairField = Annotated[
+    Annotated[ScorePair, Tag("<pair>")]
+    | Annotated[ScoreText, Tag("<text pair>")]
+    | Annotated[ScoreTokenIds, Tag("<token ids>")],
+    Discriminator(_pair_form),
+]
+TAGS = frozenset(("<text>", "<messages>", "<pair>", "<text pair>", "<token ids>"))
+
 
 class ScoreRequest(BaseModel):
     """Either `pairs`, or one `prompt` with a group of `responses`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    pairs: list[ScorePair] | None = None
+    pairs: list[PairField] | None = None
     prompt: PromptField | None = None
     responses: list[str] | None = None
     truncation: Truncation = "prompt"
     'over its token limit a text is cut ("prompt") or refused ("error")'
+    deadline_ms: Annotated[int, Field(gt=0)] | None = None
+    "how long the caller waits: 503 after that; the service's own deadline_s, if that is sooner"
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -51,25 +103,34 @@ class ScoreRequest(BaseModel):
             raise ValueError('give either "pairs", or "prompt" with "responses"')
         return self
 
-    def as_pairs(self, max_pairs: int) -> list[Pair]:
+    def deadline_s(self, longest_s: float) -> float:
+        """Seconds from now, the service's own limit included."""
+        return longest_s if self.deadline_ms is None else min(self.deadline_ms / 1e3, longest_s)
+
+    def as_pairs(self, max_pairs: int) -> list[Asked]:
         """The pairs to score. Raises InvalidRequest or TooLarge, naming the field."""
+        pairs: list[Asked]
         if self.pairs is not None:
-            pairs = [Pair(pair.prompt, pair.response) for pair in self.pairs]
+            pairs = [pair.asked() for pair in self.pairs]
         else:
             assert self.prompt is not None and self.responses is not None
             pairs = [Pair(self.prompt, response) for response in self.responses]
         if not pairs:
             raise InvalidRequest("pairs: there are none; send at least one", field="pairs")
-        if len(pairs) > max_pairs:
-            raise TooLarge(
-                f"pairs: {len(pairs)} in one request, the limit is {max_pairs}; split it",
-                field="pairs",
-            )
+        check_count(len(pairs), max_pairs)
         for i, pair in enumerate(pairs):
-            if not pair.prompt:
+            if isinstance(pair, Pair) and not pair.prompt:
                 field = f"pairs[{i}].prompt"
                 raise InvalidRequest(f"{field}: the conversation is empty", field=field)
         return pairs
+
+
+def check_count(pairs: int, max_pairs: int, field: str = "pairs") -> None:
+    """Raise TooLarge where there are more than one request may have."""
+    if pairs > max_pairs:
+        raise TooLarge(
+            f"{field}: {pairs} in one request, the limit is {max_pairs}; split it", field=field
+        )
 
 
 def parse_json(body: bytes) -> ScoreRequest:
@@ -77,7 +138,7 @@ def parse_json(body: bytes) -> ScoreRequest:
     try:
         return ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error) from None
 
 
 def parse(content: dict[str, Any]) -> ScoreRequest:
@@ -85,17 +146,17 @@ def parse(content: dict[str, Any]) -> ScoreRequest:
     try:
         return ScoreRequest.model_validate(content)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error) from None
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def invalid(error: ValidationError) -> InvalidRequest:
     """The first of pydantic's errors, with a field such as `pairs[3].prompt[0].role`."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ""
     for part in first["loc"]:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif part not in ("<text>", "<messages>"):
+        elif part not in TAGS:
             field += f".{part}" if field else part
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field or 'body'}: {message}", field=field or "body")

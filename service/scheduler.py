@@ -21,13 +21,14 @@ from service.errors import (
     DeadlineExceeded,
     EngineFailure,
     NonFiniteReward,
-    Overloaded,
     RewardError,
 )
 from service.line import Line, Outcome, Place, Request
 from service.metrics import Recorder
+from service.pace import Pace
 from service.planner import Budget, padded_tokens, plan
-from service.prefix import ITEM, TYPICAL, Costs
+from service.prefix import TYPICAL, Costs
+from service.room import Room
 from service.score_cache import ScoreCache
 
 log = logging.getLogger("reward.scheduler")
@@ -75,7 +76,9 @@ class Scheduler:
         self._costs = costs
         self._cache = cache or ScoreCache("", 0)
         self._recorder = recorder or Recorder(listening=False)
-        self._max_queued_tokens = max_queued_tokens
+        self._tokens = Room(max_queued_tokens, "tokens", "max_queued_tokens")
+        "waiting or in the engine"
+        self._pace = Pace()
         self._line = Line()
         self._running: dict[bytes, list[Place]] = {}
         "rows that are in the engine, and everybody they will answer"
@@ -83,18 +86,31 @@ class Scheduler:
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
-    async def score(self, rows: Sequence[Sequence[int]], deadline_s: float | None = None) -> Scored:
+    async def score(
+        self,
+        rows: Sequence[Sequence[int]],
+        deadline_s: float | None = None,
+        patient: bool = False,
+    ) -> Scored:
         """Rewards of all rows. Raises Overloaded before anything is queued, and
         DeadlineExceeded when they are not all there within `deadline_s` (None: no deadline).
+        A patient caller waits for room until its deadline instead of being refused.
 
         A row that makes the engine fail raises EngineFailure with `field` set to its index; other
         requests in its batch are not touched. Cancelling drops the rows that have not run.
         """
         if not rows:
             return Scored([], 0.0, 0.0)
+        due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        try:
+            await self._tokens.enter(sum(map(len, rows)), due, patient)
+        except (DeadlineExceeded, asyncio.CancelledError) as error:
+            reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
+            self._recorder.add(metrics.DROPPED, len(rows), reason)
+            raise
         request = self._admit(rows)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout_at(due):
                 await request.done
         except TimeoutError:
             self._drop(request, "deadline")
@@ -119,33 +135,27 @@ class Scheduler:
     def _drop(self, request: Request, reason: str) -> None:
         """Take back what has not run; rows that are in the engine end by themselves."""
         self._recorder.add(metrics.DROPPED, len(request.waiting), reason)
+        self._tokens.leave(sum(len(request.rows[i]) for i in request.waiting))
         self._line.leave(request)
         self._gauge()
 
     def _gauge(self) -> None:
         self._recorder.set(metrics.QUEUE_ROWS, self._line.rows)
-        self._recorder.set(metrics.QUEUE_TOKENS, self._queued_tokens)
-
-    @property
-    def _queued_tokens(self) -> int:
-        """Waiting or in the engine."""
-        return self._line.tokens + sum(map(len, self._running)) // ITEM
+        self._recorder.set(metrics.QUEUE_TOKENS, self._tokens.used)
 
     @property
     def running_s(self) -> float:
         """How long the batch in the engine has been there; 0 when it is free."""
         return 0.0 if self._running_since is None else time.perf_counter() - self._running_since
 
+    def backlog_s(self, more_tokens: float = 0.0) -> float:
+        """Seconds that what is queued, and more of it, will take; 0 while that is not known."""
+        return self._pace.seconds(self._tokens.used + more_tokens)
+
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _admit(self, rows: Sequence[Sequence[int]]) -> Request:
-        tokens = sum(map(len, rows))
-        if self._queued_tokens and self._queued_tokens + tokens > self._max_queued_tokens:
-            raise Overloaded(
-                f"{self._queued_tokens} tokens are waiting and the request has {tokens}; the limit "
-                f"is max_queued_tokens={self._max_queued_tokens}; retry later"
-            )
         loop = asyncio.get_running_loop()
         request = Request(rows, loop.create_future(), time.perf_counter())
         self._reuse(request)
@@ -162,6 +172,7 @@ class Scheduler:
             known = self._cache.get(packed)
             if known is not None:
                 request.answer(i, known)
+                self._tokens.leave(len(request.rows[i]))
                 self._recorder.add(metrics.REUSED, 1, "score_cache")
             elif packed in self._running:
                 self._running[packed].append((request, i))
@@ -172,6 +183,7 @@ class Scheduler:
     async def _work(self) -> None:
         """Run batches while anything waits."""
         loop = asyncio.get_running_loop()
+        self._pace.begin()
         try:
             while batch := self._next_batch():
                 self._running = dict(zip(batch.packed, batch.places, strict=True))
@@ -198,6 +210,7 @@ class Scheduler:
                 request.done.set_exception(error)
         self._line.clear()
         self._running = {}
+        self._tokens.clear()
         self._gauge()
 
     def _next_batch(self) -> _Batch | None:
@@ -236,22 +249,25 @@ class Scheduler:
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
     ) -> None:
         self._running = {}
+        places = [place for places in batch.places for place in places]
+        self._tokens.leave(sum(len(request.rows[i]) for request, i in places))
         self._record(batch, engine_s)
-        for request in {request for places in batch.places for request, _ in places}:
+        for request in {request for request, _ in places}:
             request.engine_s += engine_s
             if not request.started:
                 request.started = max(started, request.submitted)
                 wait = request.started - request.submitted
                 self._recorder.observe(metrics.QUEUE_WAIT, wait)
-        for packed, places, outcome in zip(batch.packed, batch.places, outcomes, strict=True):
+        for packed, answered, outcome in zip(batch.packed, batch.places, outcomes, strict=True):
             if isinstance(outcome, float):
                 self._cache.put(packed, outcome)
-            for request, i in places:
+            for request, i in answered:
                 request.answer(i, outcome)
         self._gauge()
 
     def _record(self, batch: _Batch, engine_s: float) -> None:
         lengths = [*map(len, batch.rows)]
+        self._pace.note(sum(lengths), full=self._line.rows > 0)
         prefix = batch.prefix_tokens
         computed = padded_tokens(lengths, prefix)
         real = prefix + sum(lengths) - prefix * len(lengths)

@@ -14,26 +14,22 @@ from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.engine import Engine, OnnxEngine
-from service.errors import BundleError, Draining, Overloaded, RewardError
+from service.errors import BundleError, DeadlineExceeded, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
 from service.metrics import Recorder
+from service.pairs import Asked, Pair, Templated, TokenIds, characters
 from service.planner import Budget
 from service.prefix import TYPICAL, Costs
+from service.room import Room
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.text import Encoded, Encoder, Message, Prompt, Truncation
 from service.warmup import measure_costs
 
+HOPELESS = 0.8
+"share of a deadline that a backlog may take at most: the estimate is of recent batches, and rough"
 ENCODE_SLICE = 256
 "pairs that one call of the tokenizer takes"
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """`prompt` is hashable: a string or a tuple of messages."""
-
-    prompt: str | tuple[Message, ...]
-    response: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +84,11 @@ class Scorer:
             ScoreCache(bundle.manifest.id + config.variant, config.score_cache_rows),
         )
         self.draining = False
-        self._max_encoding = config.max_encoding_characters
-        self._encoding = 0  # characters waiting for or in the tokenizers
+        self._encoding = Room(
+            config.max_encoding_characters, "characters", "max_encoding_characters"
+        )
+        "waiting for or in the tokenizers"
+        self._tokens_per_character = 0.0  # of the latest request
         self._in_flight = 0
         self._tokenizers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
@@ -163,50 +162,48 @@ class Scorer:
 
     async def score(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Asked],
         truncation: Truncation = "prompt",
         deadline_s: float | None = None,
+        patient: bool = False,
     ) -> Scores:
         """Rewards in the order of the pairs. Nothing is queued unless every pair is valid.
 
-        deadline_s counts from now; None: no deadline. Raises InvalidRequest, TooLong, Overloaded,
-        DeadlineExceeded, Draining, EngineFailure; `field` names the pair.
+        deadline_s counts from now; None: no deadline. A patient caller waits until its deadline
+        where others are refused because too much is waiting. Raises InvalidRequest, TooLong,
+        Overloaded, DeadlineExceeded, Draining, EngineFailure; `field` names the pair.
         """
         if self.draining:
             raise Draining("this replica is shutting down; send the request again")
-        characters = sum(len(pair.response) for pair in pairs)
-        if self._encoding and self._encoding + characters > self._max_encoding:
-            raise Overloaded(
-                f"{self._encoding} characters wait for the tokenizer, the request has {characters};"
-                f" the limit is max_encoding_characters={self._max_encoding}; retry later"
-            )
         self._in_flight += 1
         try:
-            return await self._score(pairs, truncation, deadline_s, characters)
+            return await self._score(pairs, truncation, deadline_s, patient)
         finally:
             self._in_flight -= 1
 
     async def _score(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Asked],
         truncation: Truncation,
         deadline_s: float | None,
-        characters: int,
+        patient: bool,
     ) -> Scores:
+        if deadline_s is not None and not patient:
+            self._refuse_hopeless(deadline_s)
         started = time.perf_counter()
-        self._encoding += characters
         try:
-            encoded = await self._encode_aside(pairs, truncation)
-        except asyncio.CancelledError:
-            self.recorder.add(metrics.DROPPED, len(pairs), "caller_left")
+            encoded = await self._encode_within(pairs, truncation, deadline_s, patient)
+        except (DeadlineExceeded, asyncio.CancelledError) as error:
+            reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
+            self.recorder.add(metrics.DROPPED, len(pairs), reason)
             raise
-        finally:
-            self._encoding -= characters
         tokenize_s = time.perf_counter() - started
         self.recorder.observe(metrics.TOKENIZE, tokenize_s)
+        if counted := sum(map(characters, pairs)):
+            self._tokens_per_character = sum(len(row.ids) for row in encoded) / counted
         left_s = None if deadline_s is None else max(0.0, deadline_s - tokenize_s)
         try:
-            scored = await self.scheduler.score([row.ids for row in encoded], left_s)
+            scored = await self.scheduler.score([row.ids for row in encoded], left_s, patient)
         except RewardError as error:
             error.field = error.field and error.field.replace("rows[", "pairs[")
             raise
@@ -215,7 +212,41 @@ class Scorer:
         timing = Timing(tokenize_s * 1e3, scored.queue_ms, scored.engine_ms)
         return Scores(self._results(encoded, scored.rewards), timing)
 
-    async def _encode_aside(self, pairs: Sequence[Pair], truncation: Truncation) -> list[Encoded]:
+    def _refuse_hopeless(self, deadline_s: float) -> None:
+        """Refuse at once what would not be answered in time, before any work goes into it.
+
+        Without this, five times the capacity left 0.11 of it for answers (loadtests/overload.py).
+        """
+        wait_s = self.scheduler.backlog_s(self._encoding.used * self._tokens_per_character)
+        if wait_s > HOPELESS * deadline_s:
+            raise Overloaded(
+                f"about {wait_s:.1f} s of work are waiting and the deadline is {deadline_s:g} s; "
+                "retry later",
+                retry_after_s=max(1, round(wait_s)),
+            )
+
+    async def _encode_within(
+        self,
+        pairs: Sequence[Asked],
+        truncation: Truncation,
+        deadline_s: float | None,
+        patient: bool,
+    ) -> list[Encoded]:
+        due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        amount = sum(map(characters, pairs))
+        await self._encoding.enter(amount, due, patient)
+        try:
+            async with asyncio.timeout_at(due):
+                return await self._encode_aside(pairs, truncation)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"none of {len(pairs)} pairs was scored within their deadline; "
+                "retry, or send less at a time"
+            ) from None
+        finally:
+            self._encoding.leave(amount)
+
+    async def _encode_aside(self, pairs: Sequence[Asked], truncation: Truncation) -> list[Encoded]:
         """In the tokenizers' threads, in slices, so that a big request lets small ones through."""
         loop = asyncio.get_running_loop()
         encoded: list[Encoded] = []
@@ -227,20 +258,36 @@ class Scorer:
         return encoded
 
     def encode(
-        self, pairs: Sequence[Pair], truncation: Truncation = "prompt", first: int = 0
+        self, pairs: Sequence[Asked], truncation: Truncation = "prompt", first: int = 0
     ) -> list[Encoded]:
         """Token ids of every pair. Pairs that share a prompt are encoded as one group.
 
         first: index of the first of them in its request, for the names in errors.
         """
         groups: dict[str | tuple[Message, ...], list[int]] = {}
-        for i, pair in enumerate(pairs):
-            groups.setdefault(pair.prompt, []).append(i)
+        templated: dict[str, list[int]] = {}
         encoded: dict[int, Encoded] = {}
+        manifest, max_tokens = self.bundle.manifest, self.bundle.manifest.text.max_tokens
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, TokenIds):
+                field = f"pairs[{first + i}].input_ids"
+                encoded[i] = pair.encoded(manifest.architecture.vocab_size, max_tokens, field)
+            elif isinstance(pair, Templated):
+                templated.setdefault(pair.prompt, []).append(i)
+            else:
+                groups.setdefault(pair.prompt, []).append(i)
         for prompt, members in groups.items():
             rows = self.encoder.encode_group(
                 prompt,
-                [pairs[i].response for i in members],
+                [pair.response for i in members if isinstance(pair := pairs[i], Pair)],
+                truncation,
+                [f"pairs[{first + i}]" for i in members],
+            )
+            encoded.update(zip(members, rows, strict=True))
+        for start, members in templated.items():
+            rows = self.encoder.encode_templated(
+                start,
+                [pair.text for i in members if isinstance(pair := pairs[i], Templated)],
                 truncation,
                 [f"pairs[{first + i}]" for i in members],
             )
@@ -267,10 +314,10 @@ class Scorer:
         self._tokenizers.shutdown(wait=True)
 
 
-def score_offline(scorer: Scorer, pairs: Sequence[Pair], chunk: int = 512) -> Iterator[Result]:
+def score_offline(scorer: Scorer, pairs: Sequence[Asked], chunk: int = 512) -> Iterator[Result]:
     """Score without a server, chunk by chunk, through the very path that serves."""
 
-    async def score(part: Sequence[Pair]) -> Scores:
+    async def score(part: Sequence[Asked]) -> Scores:
         return await scorer.score(part)
 
     for start in range(0, len(pairs), chunk):

@@ -104,24 +104,63 @@ class Encoder:
             for encoding, field in zip(encodings[1:], fields, strict=True)
         ]
 
+    def encode_templated(
+        self,
+        prompt: str,
+        texts: Sequence[str],
+        truncation: Truncation = "prompt",
+        fields: Sequence[str] | None = None,
+    ) -> list[Encoded]:
+        """Texts that somebody's template was applied to, all of which begin with `prompt`.
+
+        Special tokens in them are special, as whoever rendered them meant it; none is added, but
+        BOS where the rules have one and it is not there. An empty prompt says that the response's
+        share is not known: such a text is cut from its left to both limits together.
+        """
+        fields = fields or [f"texts[{i}]" for i in range(len(texts))]
+        for text, field in zip(texts, fields, strict=True):
+            if not text:
+                raise InvalidRequest(f"{field}: the text is empty", field=field)
+        sealed = [
+            self._special.sub(lambda match: self._specials[match[0]], text)
+            for text in (prompt, *texts)
+        ]
+        encodings = self._tokenizer.encode_batch(sealed, add_special_tokens=False)
+        prompt_length = len(self._with_bos(encodings[0].ids)) if prompt else 0
+        return [
+            self._limit(encoding, len(sealed[0]), prompt_length, truncation, field, templated=True)
+            for encoding, field in zip(encodings[1:], fields, strict=True)
+        ]
+
     def _limit(
-        self, encoding: Any, boundary: int, prompt_length: int, truncation: Truncation, field: str
+        self,
+        encoding: Any,
+        boundary: int,
+        prompt_length: int,
+        truncation: Truncation,
+        field: str,
+        templated: bool = False,
     ) -> Encoded:
         """Cut the prompt from its left and the response from its left; the ending always stays.
 
         How much of the prompt goes depends on the prompt alone, so a group keeps its prefix.
+        A templated text has its ending already; without a boundary BOS alone is its prompt.
         """
         ids = self._with_bos(encoding.ids)
         bos = len(ids) - len(encoding.ids)
-        prompt_tokens = bos + sum(1 for _, end in encoding.offsets if end <= boundary)
-        response = [*ids[prompt_tokens:], *self.rules.ending_ids]
+        first = 1 if ids and ids[0] == self.rules.bos_id else 0
+        inside = sum(1 for _, end in encoding.offsets if end <= boundary)
+        prompt_tokens = max(bos + inside, first)
+        response = ids[prompt_tokens:] + ([] if templated else [*self.rules.ending_ids])
         prompt_cut = max(0, prompt_length - self.rules.max_prompt_tokens)
-        response_cut = max(0, len(response) - self.rules.max_response_tokens)
+        whole = templated and not boundary
+        limit = self.rules.max_tokens - first if whole else self.rules.max_response_tokens
+        response_cut = max(0, len(response) - limit)
         if truncation == "error" and (prompt_cut or response_cut):
             part, tokens, limit = (
                 ("prompt", prompt_length, self.rules.max_prompt_tokens)
                 if prompt_cut
-                else ("response", len(response), self.rules.max_response_tokens)
+                else ("text" if whole else "response", len(response), limit)
             )
             raise TooLong(
                 f"{field}: the {part} has {tokens} tokens, the bundle's limit is {limit}; "
@@ -130,7 +169,6 @@ class Encoder:
             )
         if not (ids or response):
             raise InvalidRequest(f"{field}: the text has no tokens at all", field=field)
-        first = 1 if ids[:1] == [self.rules.bos_id] else 0
         kept = ids[:first] + ids[first + prompt_cut : prompt_tokens]
         return Encoded(
             ids=kept + response[response_cut:],

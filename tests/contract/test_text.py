@@ -215,3 +215,58 @@ def test_a_template_cannot_leave_its_sandbox(parts) -> None:
 def test_rules_that_name_an_unknown_token_are_refused(parts) -> None:
     with pytest.raises(BundleError, match="token id 99999"):
         _plain(parts, ending_ids=(99999,))
+
+
+CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
+
+
+@given(st.text(max_size=40), st.text(max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_a_templated_text_has_the_ids_of_transformers(
+    run: Run, encoder: Encoder, prompt: str, response: str
+) -> None:
+    """Its special tokens are special, wherever they come from: whoever rendered it meant them."""
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    text = CHATML.format(prompt, response + "<|im_end|>")
+    [got] = encoder.encode_templated("", [text])
+    if not got.truncated:
+        assert got.ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_templated_text_is_what_the_template_would_have_written(encoder: Encoder) -> None:
+    begin = CHATML.format("Hi", "").removesuffix("<|im_end|>\n")
+    texts = [CHATML.format("Hi", response) for response in ("Yes", "No")]
+    for known in (begin, ""):
+        got = encoder.encode_templated(known, texts)
+        assert [row.ids for row in got] == [encoder.encode("Hi", r).ids for r in ("Yes", "No")]
+    assert got[0].prompt_tokens == 0
+
+
+def test_bos_comes_first_exactly_once_and_no_ending_is_added(parts: tuple[str, str]) -> None:
+    bos = next(t["id"] for t in json.loads(parts[0])["added_tokens"])
+    name = next(t["content"] for t in json.loads(parts[0])["added_tokens"])
+    encoder = _plain(parts, bos_id=bos, ending_ids=(5, 6))
+    for prompt in ("", "one", name + "one"):
+        text = (name if prompt.startswith(name) else "") + "one two"
+        [got] = encoder.encode_templated(prompt, [text])
+        assert got.ids == [bos, *_plain(parts).encode_templated("", ["one two"])[0].ids]
+    long = "kite " * 200
+    for text in (long, name + long):
+        [cut] = encoder.encode_templated("", [text])
+        assert cut.ids[0] == bos and bos not in cut.ids[1:]
+        assert len(cut.ids) == RULES.max_tokens and cut.truncated
+
+
+def test_a_templated_text_loses_its_prompts_left_and_never_its_end(encoder: Encoder) -> None:
+    """A group is cut at the same place, and as much as the same pair in two parts."""
+    begin = CHATML.format("kite " * 100, "").removesuffix("<|im_end|>\n")
+    responses = ["Yes", "No, never", "word " * 60]
+    got = encoder.encode_templated(begin, [begin + r + "<|im_end|>\n" for r in responses])
+    expected = encoder.encode_group("kite " * 100, responses)
+    assert [(row.ids, row.tokens_cut) for row in got] == [
+        (row.ids, row.tokens_cut) for row in expected
+    ]
+    with pytest.raises(TooLong):
+        encoder.encode_templated(begin, [begin + "Yes"], "error")
+    with pytest.raises(InvalidRequest):
+        encoder.encode_templated("", [""])

@@ -23,6 +23,23 @@ SCORED: dict[str, Request] = {
             {"prompt": "a", "response": "b" * 3000},
         ]
     },
+    "templated texts": {
+        "pairs": [
+            {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"},
+            {"text": "no marker at all"},
+            {"text": "long " * 2000 + "<|im_end|>\n"},
+        ]
+    },
+    "token ids": {"pairs": [{"input_ids": [5]}, {"input_ids": [1, 2, 3, 0, 299]}]},
+    "all three forms": {
+        "pairs": [
+            {"text": "<|im_start|>user\nHi<|im_end|>"},
+            {"prompt": "Hi", "response": "Yes."},
+            {"input_ids": [7, 8, 9] * 40},
+            {"prompt": MESSAGES, "response": "4"},
+        ],
+        "deadline_ms": 60_000,
+    },
     "many": {"prompt": "Count.", "responses": [f"{i} sheep" * (i % 9) for i in range(300)]},
 }
 
@@ -42,6 +59,7 @@ def _invalid(name: str, field: str, request: Request) -> Refused:
 
 
 PAIR = {"prompt": "a", "response": "b"}
+ANSWER = {"response": "b"}
 REFUSED = [
     _invalid("both forms", "body", {"pairs": [PAIR], "prompt": "a", "responses": ["x"]}),
     _invalid("no pairs", "pairs", {"pairs": []}),
@@ -53,6 +71,30 @@ REFUSED = [
         "an unknown role",
         "prompt[0].role",
         {"prompt": [{"role": "boss", "content": "a"}], "responses": ["x"]},
+    ),
+    _invalid("text and response", "pairs[1].response", {"pairs": [PAIR, {"text": "a", **ANSWER}]}),
+    _invalid("text and prompt", "pairs[0].text", {"pairs": [{**PAIR, "text": "a"}]}),
+    _invalid("ids and response", "pairs[0].response", {"pairs": [{"input_ids": [1], **ANSWER}]}),
+    _invalid("an empty text", "pairs[1]", {"pairs": [PAIR, {"text": ""}]}),
+    _invalid("no ids", "pairs[1].input_ids", {"pairs": [PAIR, {"input_ids": []}]}),
+    _invalid("a negative id", "pairs[0].input_ids", {"pairs": [{"input_ids": [1, -1]}]}),
+    _invalid("an id beyond", "pairs[0].input_ids", {"pairs": [{"input_ids": [1, 10**9]}]}),
+    _invalid("no time at all", "deadline_ms", {"pairs": [PAIR], "deadline_ms": -1}),
+    Refused(
+        "ids over the limit",
+        {"pairs": [PAIR, {"input_ids": [5] * 5000}]},
+        422,
+        "INVALID_ARGUMENT",
+        "too_long",
+        "pairs[1].input_ids",
+    ),
+    Refused(
+        "a templated text too long, and an error asked for",
+        {"pairs": [{"text": "a " * 2000}], "truncation": "error"},
+        422,
+        "INVALID_ARGUMENT",
+        "too_long",
+        "pairs[0]",
     ),
     Refused(
         "too long, and an error asked for",
@@ -75,16 +117,21 @@ REFUSED = [
 
 def as_message(request: Request) -> pb.ScoreRequest:
     """The same request in protobuf."""
-    message = pb.ScoreRequest(
-        pairs=[
-            pb.Pair(prompt=_prompt(pair["prompt"]), response=pair["response"])
-            for pair in request.get("pairs", [])
-        ]
-    )
+    message = pb.ScoreRequest(pairs=map(_pair, request.get("pairs", [])))
     message.truncation = request.get("truncation", "")
+    message.deadline_ms = request.get("deadline_ms", 0)
     if "responses" in request:
         group = pb.Group(prompt=_prompt(request["prompt"]), responses=request["responses"])
         message.group.CopyFrom(group)
+    return message
+
+
+def _pair(pair: Request) -> pb.Pair:
+    message = pb.Pair(prompt=_prompt(pair.get("prompt")), response=pair.get("response", ""))
+    if "text" in pair:
+        message.text = pair["text"]
+    if "input_ids" in pair:
+        message.input_ids.CopyFrom(pb.TokenIds(ids=pair["input_ids"]))
     return message
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtests import run
+from loadtests import run, storm
 from service.bundle import Bundle
 
 
@@ -22,3 +22,8 @@ def test_a_reward_that_is_off_by_one_bit_fails_the_load(
     failed = run.report(run.load(bundle.path, groups, 4, 10, tmp_path / "load"))
     assert (failed > 0) == wrong
     assert (tmp_path / "load.html").stat().st_size > 10_000
+
+
+def test_callers_that_leave_take_nothing_with_them_and_leave_nothing(bundle: Bundle) -> None:
+    """`python -m loadtests.storm` in small: one round of 400 requests."""
+    assert storm.run(bundle.path, requests=400, rounds=1) == []

@@ -82,6 +82,18 @@ def test_http_and_grpc_refuse_with_the_same_code_and_field(service, channel, cas
     assert trailing["reward-error-field"] == case.field
 
 
+@pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "0"}])
+def test_a_deadline_of_the_callers_is_kept(service, channel, headers: dict[str, str]) -> None:
+    """Ray's header, with which a caller may lift Ray's own limit, does not lift ours."""
+    hasty = {**SCORED["many"], "deadline_ms": 1}
+    answer = httpx.post(f"{service.url}/score", json=hasty, headers=headers)
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    with pytest.raises(grpc.RpcError) as caught:
+        RewardServiceStub(channel).Score(as_message(hasty))
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_grpc_bundle_health_and_no_reflection(channel, bundle: Bundle) -> None:
     reply = RewardServiceStub(channel).GetBundle(pb.GetBundleRequest())
     assert json.loads(reply.manifest_json) == bundle.manifest.model_dump(mode="json")
@@ -216,6 +228,23 @@ def test_a_replica_that_gets_sigterm_under_load_loses_two_requests_at_most(
     closed = sum(n for outcome, n in outcomes.items() if "RemoteDisconnected" in outcome)
     assert outcomes["right"] + closed == len(load.answers), outcomes
     assert closed <= 2, outcomes
+
+
+def test_two_services_on_one_machine_share_no_port(bundle: Bundle) -> None:
+    """Ray's replicas would share gRPC port 40000, and each service answer for the other."""
+
+    def listening(service) -> set[int]:
+        processes = psutil.Process(service.process.pid).children(recursive=True)
+        return {
+            connection.laddr.port
+            for process in processes
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    with serving(bundle.path) as one, serving(bundle.path) as other:
+        first, second = listening(one), listening(other)
+    assert len(first) > 10 and len(second) > 10 and not first & second
 
 
 def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

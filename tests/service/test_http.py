@@ -63,7 +63,7 @@ def ask(scorer: Scorer, config: ServiceConfig, method: str, path: str, **options
 def test_the_answer_has_the_documented_shape(scorer: Scorer, config, bundle: Bundle) -> None:
     body = {"prompt": "What is 2 plus 2?", "responses": ["4.", ""]}
     answer = ask(scorer, config, "POST", "/score", json=body).json()
-    assert list(answer) == ["rewards", "results", "bundle", "engine", "timing"]
+    assert list(answer) == ["rewards", "results", "bundle", "engine", "timing", "request_id"]
     assert answer["rewards"] == [result["reward"] for result in answer["results"]]
     first = answer["results"][0]
     assert list(first) == ["reward", "raw_reward", "tokens", "truncated", "tokens_cut"]
@@ -171,7 +171,9 @@ def test_openapi_describes_the_request_and_every_reference_resolves(scorer, conf
     assert {"ScoreRequest", "ScorePair", "Message", "ScoreResponse"} <= set(references)
     assert set(references) <= set(schema["components"]["schemas"])
     request = schema["components"]["schemas"]["ScoreRequest"]
-    assert set(request["properties"]) == {"pairs", "prompt", "responses", "truncation"}
+    assert set(request["properties"]) == {
+        "pairs", "prompt", "responses", "truncation", "deadline_ms",
+    }  # fmt: skip
     assert {"200", "400", "413", "422", "503"} <= set(
         schema["paths"]["/score"]["post"]["responses"]
     )

@@ -37,6 +37,9 @@ class Call:
     def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None:
         self.trailing = dict(metadata)
 
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return []
+
 
 class Exploding(Scorer):
     async def score(self, *arguments):

@@ -150,12 +150,12 @@ def test_a_full_line_refuses_and_takes_again_when_it_is_empty(scheduler, engine)
         engine.gate.set()
         await asyncio.gather(waiting, return_exceptions=True)
         deadline = time.monotonic() + 10
-        while scheduler._queued_tokens and time.monotonic() < deadline:
+        while scheduler._tokens.used and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         assert len((await scheduler.score(_rows(1, 1200))).rewards) == 1
 
     asyncio.run(go())
-    assert scheduler._queued_tokens == 0
+    assert scheduler._tokens.used == 0
 
 
 def test_an_engine_that_breaks_its_protocol_leaves_nobody_waiting(bundle: Bundle) -> None:
@@ -253,7 +253,7 @@ def test_the_same_row_waiting_in_many_requests_runs_once(scheduler, engine) -> N
     assert scored[0].rewards == [rewards[0]] * 2
     assert all(each.rewards == [rewards[1], rewards[0]] for each in scored[1:])
     assert after.rewards == [rewards[2], rewards[1]]
-    assert scheduler._queued_tokens == scheduler._line.rows == 0
+    assert scheduler._tokens.used == scheduler._line.rows == 0
 
 
 def test_the_same_guilty_row_is_an_error_for_each_of_its_callers(scheduler, engine) -> None:
@@ -381,7 +381,7 @@ def test_planning_over_a_huge_line_stays_short(scheduler, engine, shared: int) -
     """40 requests of 200 rows, that share nothing or a system prompt: 1,024 rows are looked at."""
 
     async def go() -> float:
-        scheduler._max_queued_tokens = 10**9
+        scheduler._tokens.limit = 10**9
         engine.gate.clear()
         start = list(range(3, 3 + 250)) * 8
         rows = [[[*start[:shared], *row] for row in _rows(200, 20, i)] for i in range(40)]
@@ -424,7 +424,7 @@ def test_a_failure_of_the_scheduler_itself_leaves_an_empty_line(bundle: Bundle) 
     scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
     with pytest.raises(EngineFailure, match="scheduler: RuntimeError"):
         asyncio.run(scheduler.score(_rows(3)))
-    assert scheduler._queued_tokens == scheduler._line.rows == len(scheduler._line.requests) == 0
+    assert scheduler._tokens.used == scheduler._line.rows == len(scheduler._line.requests) == 0
     engine.broken = False
     assert len(asyncio.run(scheduler.score(_rows(2))).rewards) == 2
     scheduler.close()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/proto/reward/v1/reward.proto\x12\treward.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x0c\x43onversation\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.reward.v1.Message\"Q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12/\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x17.reward.v1.ConversationH\x00\x42\x06\n\x04\x66orm\";\n\x04Pair\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x10\n\x08response\x18\x02 \x01(\t\"=\n\x05Group\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\"c\n\x0cScoreRequest\x12\x1e\n\x05pairs\x18\x01 \x03(\x0b\x32\x0f.reward.v1.Pair\x12\x1f\n\x05group\x18\x02 \x01(\x0b\x32\x10.reward.v1.Group\x12\x12\n\ntruncation\x18\x03 \x01(\t\"c\n\x06Result\x12\x0e\n\x06reward\x18\x01 \x01(\x02\x12\x12\n\nraw_reward\x18\x02 \x01(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x12\n\ntokens_cut\x18\x05 \x01(\r\"a\n\tBundleRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x12\n\nnormalized\x18\x04 \x01(\x08\x12\x15\n\rbit_invariant\x18\x05 \x01(\x08\"B\n\x06Timing\x12\x13\n\x0btokenize_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x11\n\tengine_ms\x18\x03 \x01(\x02\"\x8c\x01\n\rScoreResponse\x12\"\n\x07results\x18\x01 \x03(\x0b\x32\x11.reward.v1.Result\x12$\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x14.reward.v1.BundleRef\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.reward.v1.Timing\"\x12\n\x10GetBundleRequest\"*\n\x11GetBundleResponse\x12\x15\n\rmanifest_json\x18\x01 \x01(\t2\x93\x01\n\rRewardService\x12:\n\x05Score\x12\x17.reward.v1.ScoreRequest\x1a\x18.reward.v1.ScoreResponse\x12\x46\n\tGetBundle\x12\x1b.reward.v1.GetBundleRequest\x1a\x1c.reward.v1.GetBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/proto/reward/v1/reward.proto\x12\treward.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x0c\x43onversation\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.reward.v1.Message\"Q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12/\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x17.reward.v1.ConversationH\x00\x42\x06\n\x04\x66orm\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"~\n\x04Pair\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x10\n\x08response\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12(\n\tinput_ids\x18\x04 \x01(\x0b\x32\x13.reward.v1.TokenIdsH\x00\x42\x07\n\x05whole\"=\n\x05Group\x12!\n\x06prompt\x18\x01 \x01(\x0b\x32\x11.reward.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\"x\n\x0cScoreRequest\x12\x1e\n\x05pairs\x18\x01 \x03(\x0b\x32\x0f.reward.v1.Pair\x12\x1f\n\x05group\x18\x02 \x01(\x0b\x32\x10.reward.v1.Group\x12\x12\n\ntruncation\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\x03\"c\n\x06Result\x12\x0e\n\x06reward\x18\x01 \x01(\x02\x12\x12\n\nraw_reward\x18\x02 \x01(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x12\n\ntokens_cut\x18\x05 \x01(\r\"a\n\tBundleRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x12\n\nnormalized\x18\x04 \x01(\x08\x12\x15\n\rbit_invariant\x18\x05 \x01(\x08\"B\n\x06Timing\x12\x13\n\x0btokenize_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x11\n\tengine_ms\x18\x03 \x01(\x02\"\xa0\x01\n\rScoreResponse\x12\"\n\x07results\x18\x01 \x03(\x0b\x32\x11.reward.v1.Result\x12$\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x14.reward.v1.BundleRef\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.reward.v1.Timing\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x12\n\x10GetBundleRequest\"*\n\x11GetBundleResponse\x12\x15\n\rmanifest_json\x18\x01 \x01(\t2\x93\x01\n\rRewardService\x12:\n\x05Score\x12\x17.reward.v1.ScoreRequest\x1a\x18.reward.v1.ScoreResponse\x12\x46\n\tGetBundle\x12\x1b.reward.v1.GetBundleRequest\x1a\x1c.reward.v1.GetBundleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,24 +37,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSATION']._serialized_end=145
   _globals['_PROMPT']._serialized_start=147
   _globals['_PROMPT']._serialized_end=228
-  _globals['_PAIR']._serialized_start=230
-  _globals['_PAIR']._serialized_end=289
-  _globals['_GROUP']._serialized_start=291
-  _globals['_GROUP']._serialized_end=352
-  _globals['_SCOREREQUEST']._serialized_start=354
-  _globals['_SCOREREQUEST']._serialized_end=453
-  _globals['_RESULT']._serialized_start=455
-  _globals['_RESULT']._serialized_end=554
-  _globals['_BUNDLEREF']._serialized_start=556
-  _globals['_BUNDLEREF']._serialized_end=653
-  _globals['_TIMING']._serialized_start=655
-  _globals['_TIMING']._serialized_end=721
-  _globals['_SCORERESPONSE']._serialized_start=724
-  _globals['_SCORERESPONSE']._serialized_end=864
-  _globals['_GETBUNDLEREQUEST']._serialized_start=866
-  _globals['_GETBUNDLEREQUEST']._serialized_end=884
-  _globals['_GETBUNDLERESPONSE']._serialized_start=886
-  _globals['_GETBUNDLERESPONSE']._serialized_end=928
-  _globals['_REWARDSERVICE']._serialized_start=931
-  _globals['_REWARDSERVICE']._serialized_end=1078
+  _globals['_TOKENIDS']._serialized_start=230
+  _globals['_TOKENIDS']._serialized_end=253
+  _globals['_PAIR']._serialized_start=255
+  _globals['_PAIR']._serialized_end=381
+  _globals['_GROUP']._serialized_start=383
+  _globals['_GROUP']._serialized_end=444
+  _globals['_SCOREREQUEST']._serialized_start=446
+  _globals['_SCOREREQUEST']._serialized_end=566
+  _globals['_RESULT']._serialized_start=568
+  _globals['_RESULT']._serialized_end=667
+  _globals['_BUNDLEREF']._serialized_start=669
+  _globals['_BUNDLEREF']._serialized_end=766
+  _globals['_TIMING']._serialized_start=768
+  _globals['_TIMING']._serialized_end=834
+  _globals['_SCORERESPONSE']._serialized_start=837
+  _globals['_SCORERESPONSE']._serialized_end=997
+  _globals['_GETBUNDLEREQUEST']._serialized_start=999
+  _globals['_GETBUNDLEREQUEST']._serialized_end=1017
+  _globals['_GETBUNDLERESPONSE']._serialized_start=1019
+  _globals['_GETBUNDLERESPONSE']._serialized_end=1061
+  _globals['_REWARDSERVICE']._serialized_start=1064
+  _globals['_REWARDSERVICE']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)

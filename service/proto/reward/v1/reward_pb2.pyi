@@ -28,13 +28,23 @@ class Prompt(_message.Message):
     conversation: Conversation
     def __init__(self, text: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ...) -> None: ...
 
+class TokenIds(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Pair(_message.Message):
-    __slots__ = ("prompt", "response")
+    __slots__ = ("prompt", "response", "text", "input_ids")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     response: str
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., response: _Optional[str] = ...) -> None: ...
+    text: str
+    input_ids: TokenIds
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., response: _Optional[str] = ..., text: _Optional[str] = ..., input_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
 
 class Group(_message.Message):
     __slots__ = ("prompt", "responses")
@@ -45,14 +55,16 @@ class Group(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("pairs", "group", "truncation")
+    __slots__ = ("pairs", "group", "truncation", "deadline_ms")
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
     group: Group
     truncation: str
-    def __init__(self, pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., truncation: _Optional[str] = ...) -> None: ...
+    deadline_ms: int
+    def __init__(self, pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., truncation: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("reward", "raw_reward", "tokens", "truncated", "tokens_cut")
@@ -93,16 +105,18 @@ class Timing(_message.Message):
     def __init__(self, tokenize_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., engine_ms: _Optional[float] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("results", "bundle", "engine", "timing")
+    __slots__ = ("results", "bundle", "engine", "timing", "request_id")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[Result]
     bundle: BundleRef
     engine: str
     timing: Timing
-    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., bundle: _Optional[_Union[BundleRef, _Mapping]] = ..., engine: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., bundle: _Optional[_Union[BundleRef, _Mapping]] = ..., engine: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class GetBundleRequest(_message.Message):
     __slots__ = ()

@@ -1,0 +1,175 @@
+"""A storm of cancellations: half of the callers leave, the others must not notice.
+
+    python -m loadtests.storm BUNDLE [--requests 2000] [--rounds 3]
+
+Each round sends all requests at once and drops every second one at a random moment. Then 500 more
+are asked. Fails on a wrong reward, an error, or anything left behind in the replica: a task on its
+event loop, a thread, a connection, a queued row, memory that grows from round to round.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests.asking import Ask, asks, outcome
+from loadtests.run import expected
+from training.demo.walk import Service, serving
+
+SETTLE_S = 8.0
+"Ray counts tasks every 5 s, and its metrics are 2 s behind"
+LATER = 500
+MEMORY_SLACK = 0.05
+"share by which memory may grow after the first round: the allocators' own variation"
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the replica holds when nobody asks."""
+
+    tasks: int
+    threads: int
+    connections: int
+    queued_rows: int
+    queued_tokens: int
+    memory_mb: int
+
+
+async def storm(service: Service, requests: Sequence[Ask], spread_s: float, seed: int) -> Counter:
+    """Outcomes of the callers that stayed, and how many left while they waited."""
+    rng = random.Random(seed)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def one(i: int, ask: Ask) -> str:
+            asking = asyncio.create_task(outcome(session, service.url, ask))
+            if i % 2:
+                await asyncio.wait([asking], timeout=rng.uniform(0, spread_s))
+                if not asking.done():
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+                    return "left"
+            return await asking
+
+        return Counter(await asyncio.gather(*(one(i, ask) for i, ask in enumerate(requests))))
+
+
+async def later(service: Service, requests: Sequence[Ask]) -> Counter:
+    """The same without anybody leaving, 32 at a time."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32)) as session:
+        return Counter(
+            await asyncio.gather(*(outcome(session, service.url, ask) for ask in requests))
+        )
+
+
+def left(service: Service, replica: psutil.Process) -> Left:
+    """Asked for again while Ray's count of tasks, which comes and goes, is not on the page."""
+    for _ in range(20):
+        state = _left(service, replica)
+        if state.tasks:
+            return state
+        time.sleep(1)
+    raise AssertionError("Ray does not say how many tasks there are")
+
+
+def _left(service: Service, replica: psutil.Process) -> Left:
+    with urllib.request.urlopen(f"{service.url}/metrics") as page:
+        text = page.read().decode()
+    values: Counter = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            ours = family.name != "ray_serve_event_loop_tasks" or (
+                sample.labels.get("component") == "replica"
+            )
+            values[family.name] += int(sample.value) if ours and sample.name == family.name else 0
+    return Left(
+        tasks=values["ray_serve_event_loop_tasks"],
+        threads=replica.num_threads(),
+        connections=sum(
+            connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port < 32000
+            for connection in replica.net_connections("tcp")
+        ),
+        queued_rows=values["ray_reward_queue_rows"],
+        queued_tokens=values["ray_reward_queue_tokens"],
+        memory_mb=replica.memory_info().rss >> 20,
+    )
+
+
+def replica_of(service: Service) -> psutil.Process:
+    [replica] = [
+        process
+        for process in psutil.Process(service.process.pid).children(recursive=True)
+        if "ServeReplica:default:reward" in "".join(process.cmdline())
+    ]
+    return replica
+
+
+def run(bundle: Path, requests: int, rounds: int) -> list[str]:
+    """What went wrong; empty: nothing."""
+    groups = expected(bundle)
+    wrong: list[str] = []
+    with serving(bundle) as service:
+        replica = replica_of(service)
+        started = time.perf_counter()
+        calm = asyncio.run(storm(service, asks(groups, 4, requests, 0)[::2], 1.0, 0))
+        spread_s = 2 * (time.perf_counter() - started)
+        print(f"warmed up with {sum(calm.values())} requests")
+        time.sleep(SETTLE_S)
+        states = [left(service, replica)]
+        print(states[0])
+        for number in range(1, rounds + 1):
+            got = asyncio.run(storm(service, asks(groups, 4, requests, number), spread_s, number))
+            after = asyncio.run(later(service, asks(groups, 2, LATER, -number)))
+            time.sleep(SETTLE_S)
+            states.append(left(service, replica))
+            print(f"round {number}: {dict(got)}, {LATER} more: {dict(after)}\n{states[-1]}")
+            wrong += _judge(got, after, requests, number)
+    return wrong + _leftovers(states)
+
+
+def _judge(got: Counter, after: Counter, requests: int, number: int) -> list[str]:
+    wrong = []
+    if set(got) - {"right", "left"} or got["right"] < requests // 2:
+        wrong.append(f"round {number}: {dict(got)}")
+    if got["left"] < requests // 4:
+        wrong.append(f"round {number}: only {got['left']} left while they waited: no storm")
+    if after != Counter(right=LATER):
+        wrong.append(f"round {number}, afterwards: {dict(after)}")
+    return wrong
+
+
+def _leftovers(states: Sequence[Left]) -> list[str]:
+    before, last = asdict(states[0]), asdict(states[-1])
+    wrong = [
+        f"{name}: {before[name]} before, {last[name]} after"
+        for name in ("tasks", "threads", "queued_rows", "queued_tokens")
+        if last[name] > before[name]
+    ]
+    if states[-1].memory_mb > states[1].memory_mb * (1 + MEMORY_SLACK):
+        wrong.append(f"memory: {states[1].memory_mb} MB after round 1, {states[-1].memory_mb} now")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    wrong = run(arguments.bundle, arguments.requests, arguments.rounds)
+    print("\n".join(["", *wrong]) if wrong else "\nnothing wrong, nothing left over")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
