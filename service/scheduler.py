@@ -124,9 +124,9 @@ class Scheduler:
         rewards = []
         for i, outcome in enumerate(request.outcomes):
             if isinstance(outcome, RewardError):
-                error = copy(outcome)  # other callers may have sent the same row
-                error.field = f"rows[{i}]"
-                raise error
+                refusal = copy(outcome)  # other callers may have sent the same row
+                refusal.field = f"rows[{i}]"
+                raise refusal
             assert outcome is not None
             rewards.append(outcome)
         waited = request.started - request.submitted if request.started else 0.0
