@@ -18,6 +18,14 @@ from service.errors import RewardError
 APP = "default"
 "Ray Serve's own name for the one application of a cluster"
 
+REPLAY = "conn-failure empty-response response-timeout\n    option http-buffer-request"
+"""When HAProxy sends a request to another replica, as two lines of its configuration.
+
+It keeps a copy to send again only of what was there whole when it sent it on, so it has to wait for
+the body (haproxy issue 2751): many clients, Python's http.client for one, send headers and body
+apart. Ray has no setting for that line, and puts this one as it is below `defaults`.
+"""
+
 
 class ServeFailed(RewardError):
     """The application did not start; the message is the replica's."""
@@ -63,7 +71,7 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_metrics_report_interval_ms": "1000",
         # Requests in flight on a replica that dies are replayed; scoring is idempotent.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+        "RAY_SERVE_HAPROXY_RETRY_ON": REPLAY,
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),  # Ray's default is 2 GiB
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
