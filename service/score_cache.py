@@ -1,7 +1,8 @@
 """Rewards of recent rows, by bundle and token ids. Knows digests, not what they stand for."""
 
-from collections import OrderedDict
 from hashlib import blake2b
+
+from cachetools import LRUCache
 
 
 class ScoreCache:
@@ -9,25 +10,15 @@ class ScoreCache:
 
     def __init__(self, bundle_id: str, max_rows: int) -> None:
         self._bundle = blake2b(bundle_id.encode(), digest_size=16).digest()
-        self._max_rows = max_rows
-        self._rewards: OrderedDict[bytes, float] = OrderedDict()
+        self._rewards: LRUCache[bytes, float] = LRUCache(max_rows)
 
     def get(self, row: bytes) -> float | None:
         """The reward of a packed row, if it is here."""
-        if not self._max_rows:
-            return None
-        key = self._key(row)
-        reward = self._rewards.get(key)
-        if reward is not None:
-            self._rewards.move_to_end(key)
-        return reward
+        return self._rewards.get(self._key(row)) if self._rewards.maxsize else None
 
     def put(self, row: bytes, reward: float) -> None:
-        if not self._max_rows:
-            return
-        self._rewards[self._key(row)] = reward
-        if len(self._rewards) > self._max_rows:
-            self._rewards.popitem(last=False)
+        if self._rewards.maxsize:
+            self._rewards[self._key(row)] = reward
 
     def _key(self, row: bytes) -> bytes:
         return blake2b(row, digest_size=16, key=self._bundle).digest()

@@ -3,26 +3,22 @@
 Training and serving both encode through `Encoder`. Knows text and ids; knows nothing of models.
 """
 
-import json
 import os
 import re
-import secrets
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict
-from tokenizers import Tokenizer
 
-from service.bundle import TEMPLATE, TOKENIZER, Bundle
+from service.bundle import Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
 from service.manifest import TextRules
+from service.sealed import KEPT_CHARACTERS, SealedTokenizer, Tokens
+from service.template import compile_template
 
 
 class Message(BaseModel):
@@ -53,26 +49,29 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes pairs by a bundle's rules. Thread-safe: nothing changes after construction.
+    """Encodes pairs by a bundle's rules. Thread-safe.
 
     The text of a special token *inside* a message is ordinary text. Special tokens that the
     template writes are renamed to strings nobody can guess, in the rendered text and in the
-    tokenizer alike; where a template would put one together from pieces of messages, the
-    conversation is refused. Turn markers that are no special tokens, such as "User:", are text
-    wherever they stand.
+    tokenizer alike (service/sealed.py); where a template would put one together from pieces of
+    messages, the conversation is refused. Turn markers that are no special tokens, such as
+    "User:", are text wherever they stand.
     """
 
     def __init__(self, tokenizer_json: str, template: str | None, rules: TextRules) -> None:
         self.rules = rules
-        self._nonce = secrets.token_hex(8)
-        self._specials, self._tokenizer = _seal(tokenizer_json, self._nonce)
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._mark = re.compile(rf"\ue000{self._nonce}m(\d+)\ue001")
+        self._tokenizer = SealedTokenizer(tokenizer_json)
+        self._mark = re.compile(rf"\ue000{self._tokenizer.nonce}m(\d+)\ue001")
+        self._openings: LRUCache[tuple[tuple[str, str], ...], str] = LRUCache(
+            KEPT_CHARACTERS, getsizeof=len
+        )
+        self._lock = threading.Lock()
         self._own_specials: dict[tuple[tuple[str, bool], ...], int] = {}
-        self._template = None if template is None else _compile(template, rules.template_date)
+        self._template = (
+            None if template is None else compile_template(template, rules.template_date)
+        )
         for token_id in (rules.bos_id, *rules.ending_ids):
-            if token_id is not None and self._tokenizer.id_to_token(token_id) is None:
+            if token_id is not None and not self._tokenizer.knows(token_id):
                 raise BundleError(
                     f"text rules name token id {token_id}; the tokenizer has no such id"
                 )
@@ -97,11 +96,11 @@ class Encoder:
         """All responses to one prompt. The prompt is cut at the same place for each of them."""
         fields = fields or [f"responses[{i}]" for i in range(len(responses))]
         prompt_text, texts = self._render(prompt, responses, fields)
-        encodings = self._tokenizer.encode_batch([prompt_text, *texts], add_special_tokens=False)
-        prompt_length = len(self._with_bos(encodings[0].ids))
+        first, *rest = self._tokenizer.encode([prompt_text, *texts], len(prompt_text))
+        prompt_length = len(self._with_bos(first.ids))
         return [
-            self._limit(encoding, len(prompt_text), prompt_length, truncation, field)
-            for encoding, field in zip(encodings[1:], fields, strict=True)
+            self._limit(tokens, prompt_length, truncation, field)
+            for tokens, field in zip(rest, fields, strict=True)
         ]
 
     def encode_templated(
@@ -121,49 +120,44 @@ class Encoder:
         for text, field in zip(texts, fields, strict=True):
             if not text:
                 raise InvalidRequest(f"{field}: the text is empty", field=field)
-        sealed = [
-            self._special.sub(lambda match: self._specials[match[0]], text)
-            for text in (prompt, *texts)
-        ]
-        encodings = self._tokenizer.encode_batch(sealed, add_special_tokens=False)
-        prompt_length = len(self._with_bos(encodings[0].ids)) if prompt else 0
+        sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
+        first, *rest = self._tokenizer.encode(sealed, len(sealed[0]))
+        prompt_length = len(self._with_bos(first.ids)) if prompt else 0
         return [
-            self._limit(encoding, len(sealed[0]), prompt_length, truncation, field, templated=True)
-            for encoding, field in zip(encodings[1:], fields, strict=True)
+            self._limit(tokens, prompt_length, truncation, field, templated=True, whole=not prompt)
+            for tokens, field in zip(rest, fields, strict=True)
         ]
 
     def _limit(
         self,
-        encoding: Any,
-        boundary: int,
+        tokens: Tokens,
         prompt_length: int,
         truncation: Truncation,
         field: str,
         templated: bool = False,
+        whole: bool = False,
     ) -> Encoded:
         """Cut the prompt from its left and the response from its left; the ending always stays.
 
         How much of the prompt goes depends on the prompt alone, so a group keeps its prefix.
-        A templated text has its ending already; without a boundary BOS alone is its prompt.
+        A templated text has its ending already; where it is cut as a whole, BOS is its prompt.
         """
-        ids = self._with_bos(encoding.ids)
-        bos = len(ids) - len(encoding.ids)
+        ids = self._with_bos(tokens.ids)
+        bos = len(ids) - len(tokens.ids)
         first = 1 if ids and ids[0] == self.rules.bos_id else 0
-        inside = sum(1 for _, end in encoding.offsets if end <= boundary)
-        prompt_tokens = max(bos + inside, first)
+        prompt_tokens = max(bos + tokens.inside, first)
         response = ids[prompt_tokens:] + ([] if templated else [*self.rules.ending_ids])
         prompt_cut = max(0, prompt_length - self.rules.max_prompt_tokens)
-        whole = templated and not boundary
         limit = self.rules.max_tokens - first if whole else self.rules.max_response_tokens
         response_cut = max(0, len(response) - limit)
         if truncation == "error" and (prompt_cut or response_cut):
-            part, tokens, limit = (
+            part, length, limit = (
                 ("prompt", prompt_length, self.rules.max_prompt_tokens)
                 if prompt_cut
                 else ("text" if whole else "response", len(response), limit)
             )
             raise TooLong(
-                f"{field}: the {part} has {tokens} tokens, the bundle's limit is {limit}; "
+                f"{field}: the {part} has {length} tokens, the bundle's limit is {limit}; "
                 'shorten it or ask for truncation "prompt"',
                 field=field,
             )
@@ -195,9 +189,7 @@ class Encoder:
                 )
             return prompt, [prompt + response for response in responses]
         turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
-        opening, _ = self._apply(turns, fields[0], generation_prompt=True)
-        probe, _ = self._apply([*turns, _answer("\ue002")], fields[0])
-        prompt_text = self._whole_tokens(os.path.commonprefix([opening, probe]))
+        prompt_text = self._opening(turns, fields[0])
         texts = []
         for response, field in zip(responses, fields, strict=True):
             text, specials = self._apply([*turns, _answer(response)], field)
@@ -205,9 +197,24 @@ class Encoder:
             texts.append(text)
         return prompt_text, texts
 
+    def _opening(self, turns: Sequence[Message], field: str) -> str:
+        """What the rendered text begins with, whatever the response is."""
+        key = tuple((turn.role, turn.content) for turn in turns)
+        with self._lock:
+            known = self._openings.get(key)
+        if known is not None:
+            return known
+        opening, _ = self._apply(turns, field, generation_prompt=True)
+        probe, _ = self._apply([*turns, _answer("\ue002")], field)
+        text = self._whole_tokens(os.path.commonprefix([opening, probe]))
+        if len(text) <= KEPT_CHARACTERS:
+            with self._lock:
+                self._openings[key] = text
+        return text
+
     def _whole_tokens(self, text: str) -> str:
         """Without a special token that was cut in two at the end."""
-        start = text.rfind("\ue000" + self._nonce)
+        start = text.rfind("\ue000" + self._tokenizer.nonce)
         return text if start < 0 or "\ue001" in text[start:] else text[:start]
 
     def _refuse_forgery(
@@ -245,10 +252,11 @@ class Encoder:
 
         def hide(match: re.Match[str]) -> str:
             hidden.append(match[0])
-            return f"\ue000{self._nonce}m{len(hidden) - 1}\ue001"
+            return f"\ue000{self._tokenizer.nonce}m{len(hidden) - 1}\ue001"
 
         messages = [
-            {"role": turn.role, "content": self._special.sub(hide, turn.content)} for turn in turns
+            {"role": turn.role, "content": self._tokenizer.special.sub(hide, turn.content)}
+            for turn in turns
         ]
         try:
             text = self._template.render(
@@ -260,72 +268,9 @@ class Encoder:
             raise InvalidRequest(
                 f"{field}: the chat template refuses this conversation: {error}", field=field
             ) from error
-        sealed, specials = self._special.subn(lambda match: self._specials[match[0]], text)
+        sealed, specials = self._tokenizer.seal(text)
         return self._mark.sub(lambda match: hidden[int(match[1])], sealed), specials
 
 
 def _answer(response: str) -> Message:
     return Message.model_construct(role="assistant", content=response)
-
-
-def _seal(tokenizer_json: str, nonce: str) -> tuple[dict[str, str], Tokenizer]:
-    """Rename every special token of the tokenizer; returns the renaming and the tokenizer."""
-    try:
-        content = json.loads(tokenizer_json)
-        content["post_processor"] = content["padding"] = content["truncation"] = None
-        renamed = _rename(content, nonce)
-        sealed = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
-    for token in content["added_tokens"]:
-        if sealed.token_to_id(token["content"]) != token["id"]:
-            raise BundleError(f"{TOKENIZER}: token id {token['id']} is not where it should be")
-    return renamed, sealed
-
-
-def _rename(content: dict[str, Any], nonce: str) -> dict[str, str]:
-    renamed: dict[str, str] = {}
-    for token in content["added_tokens"]:
-        if token["special"]:
-            renamed[token["content"]] = f"\ue000{nonce}s{token['id']}\ue001"
-            token["content"], token["normalized"] = renamed[token["content"]], False
-    model = content["model"]
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {renamed.get(token, token): index for token, index in vocab.items()}
-    else:  # Unigram: [[token, score], ...]
-        model["vocab"] = [[renamed.get(token, token), score] for token, score in vocab]
-    if model.get("unk_token") in renamed:
-        model["unk_token"] = renamed[model["unk_token"]]
-    return renamed
-
-
-class _Generation(Extension):
-    """transformers' `{% generation %}` block, which marks what is learnt from, is its body."""
-
-    tags = {"generation"}  # noqa: RUF012, as jinja2 declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(template: str, date: str) -> jinja2.Template:
-    """As transformers does, in a sandbox, with a frozen date."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-
-    def refuse(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: object, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = tojson
-    try:
-        environment.globals["strftime_now"] = datetime.fromisoformat(date).strftime
-        return environment.from_string(template)
-    except (jinja2.TemplateError, ValueError) as error:
-        raise BundleError(f"{TEMPLATE}: {error}", field=TEMPLATE) from error

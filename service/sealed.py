@@ -1,0 +1,157 @@
+"""A tokenizer whose special tokens nobody can write. Knows tokens; knows no conversations.
+
+Between two special tokens, text is tokenised on its own. So segments of prompts are kept: the
+prompt of a group is tokenised once, in whatever request its responses come.
+"""
+
+import json
+import re
+import secrets
+import threading
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cachetools import LRUCache
+from tokenizers import Tokenizer
+
+from service.bundle import TOKENIZER
+from service.errors import BundleError
+
+KEPT_CHARACTERS = 4_000_000
+"of prompts' segments: with their ids about 12 MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    ids: list[int]
+    inside: int
+    "how many of them end within the boundary that was asked for"
+
+
+class SealedTokenizer:
+    """Gives each special token a name with a secret in it, in the tokenizer and in `seal`.
+
+    Whatever a text spells, it is ordinary text until `seal` was applied to it. Thread-safe.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self.nonce = secrets.token_hex(8)
+        try:
+            content = json.loads(tokenizer_json)
+            content["post_processor"] = content["padding"] = content["truncation"] = None
+            self._names = _rename(content, self.nonce)
+            self._tokenizer = Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
+        for token in content["added_tokens"]:
+            if self._tokenizer.token_to_id(token["content"]) != token["id"]:
+                raise BundleError(f"{TOKENIZER}: token id {token['id']} is not where it should be")
+        longest_first = sorted(self._names, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        "finds special tokens as people write them"
+        split = rf"(\ue000{self.nonce}s\d+\ue001)" if _separable(content) else r"(?!)"
+        self._split = re.compile(split)
+        self._kept: LRUCache[str, array[int]] = LRUCache(KEPT_CHARACTERS, getsizeof=len)
+        self._lock = threading.Lock()
+
+    def knows(self, token_id: int) -> bool:
+        return self._tokenizer.id_to_token(token_id) is not None
+
+    def seal(self, text: str) -> tuple[str, int]:
+        """The text with its special tokens under their secret names, and how many there are."""
+        return self.special.subn(lambda match: self._names[match[0]], text)
+
+    def encode(self, texts: Sequence[str], boundary: int) -> list[Tokens]:
+        """Ids of sealed texts. Segments that lie in their first `boundary` characters are kept."""
+        parts = [self._parts(text, boundary) for text in texts]
+        missing = {part.text: part for row in parts for part in row if part.ids is None}
+        encodings = self._tokenizer.encode_batch([*missing], add_special_tokens=False)
+        found = dict(zip(missing, encodings, strict=True))
+        for row in parts:
+            for part in row:
+                if part.ids is None:
+                    self._fill(part, found[part.text], boundary)
+        return [
+            Tokens([i for part in row for i in part.ids or ()], sum(part.inside for part in row))
+            for row in parts
+        ]
+
+    def _parts(self, text: str, boundary: int) -> list["_Part"]:
+        parts, start = [], 0
+        for i, piece in enumerate(self._split.split(text)):
+            part = _Part(piece, start, start + len(piece))
+            start = part.end
+            if i % 2:  # re.split puts what it split at in the odd places
+                part.ids = [int(piece[piece.rindex("s") + 1 : -1])]
+                part.inside = int(part.end <= boundary)
+            elif part.end <= boundary:
+                with self._lock:
+                    part.ids = self._kept.get(piece)
+                part.inside = len(part.ids or ())
+            parts.append(part)
+        return parts
+
+    def _fill(self, part: "_Part", encoding: Any, boundary: int) -> None:
+        part.ids = encoding.ids
+        if part.end > boundary:
+            left = boundary - part.start
+            part.inside = sum(end <= left for _, end in encoding.offsets) if left > 0 else 0
+            return
+        part.inside = len(encoding.ids)
+        if len(part.text) <= KEPT_CHARACTERS:
+            with self._lock:
+                self._kept[part.text] = array("i", encoding.ids)
+
+
+@dataclass(slots=True)
+class _Part:
+    """A special token, or the text between two of them."""
+
+    text: str
+    start: int
+    end: int
+    ids: Sequence[int] | None = None
+    inside: int = 0
+
+
+def _rename(content: dict[str, Any], nonce: str) -> dict[str, str]:
+    renamed: dict[str, str] = {}
+    for token in content["added_tokens"]:
+        if token["special"]:
+            renamed[token["content"]] = f"\ue000{nonce}s{token['id']}\ue001"
+            token["content"], token["normalized"] = renamed[token["content"]], False
+    model = content["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {renamed.get(token, token): index for token, index in vocab.items()}
+    else:  # Unigram: [[token, score], ...]
+        model["vocab"] = [[renamed.get(token, token), score] for token, score in vocab]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    return renamed
+
+
+def _separable(content: dict[str, Any]) -> bool:
+    """Whether special tokens may be taken out before the tokenizer sees the rest.
+
+    Not where they swallow the spaces beside them, and not where the first piece of a text is
+    treated in its own way (Metaspace's prepend_scheme "first").
+    """
+
+    def first_differs(part: Any) -> bool:
+        if isinstance(part, list):
+            return any(map(first_differs, part))
+        if not isinstance(part, dict):
+            return False
+        return part.get("prepend_scheme") == "first" or any(map(first_differs, part.values()))
+
+    greedy = (
+        token["lstrip"] or token["rstrip"] or token["single_word"] for token in _special(content)
+    )
+    return not any(greedy) and not first_differs(content["pre_tokenizer"])
+
+
+def _special(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [token for token in content["added_tokens"] if token["special"]]
