@@ -116,9 +116,7 @@ async def _work(
         answers[i] = await connection.ask(requests[i])
 
 
-async def open_loop(
-    url: str, bodies: Sequence[bytes], times_s: Sequence[float]
-) -> list[Answer]:
+async def open_loop(url: str, bodies: Sequence[bytes], times_s: Sequence[float]) -> list[Answer]:
     """Each body at its time from now, whether or not earlier ones were answered.
 
     An idle connection is used again; latency counts from the moment it should have been sent.

@@ -3,19 +3,17 @@
 import json
 import platform
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.bench.goals import goals
+from loadtests.bench.plan import Row, rows_of
+from loadtests.bench.plot import SYSTEMS, plot
 from service.machine import instruction_set, usable_cpus
 
-Row = dict[str, Any]
-VLLM_BYTES = 6.1 * 1024**3
-"memory of vLLM on CPU with the same model (2 cores of an AMD EPYC, 20 Nov 2026)"
-SYSTEMS = ("service", "offline", "serve_batch", "one_by_one")
 AVERAGED = (
     *("pairs_per_s", "useful_tokens_per_s", "tokens_per_s", "p50_ms", "p99_ms", "of_roofline"),
     *("roofline_pairs_per_s", "client_cpu", "padding_share", "prefix_hit_rate", "rows_per_run"),
@@ -29,22 +27,18 @@ def summary(rows: list[Row]) -> dict[str, dict[str, Row]]:
         medians.setdefault(row["workload"], {}).setdefault(row["system"], {})
     for workload, systems in medians.items():
         for system in systems:
-            own = _rounds(rows, workload, system)
+            own = rows_of(rows, workload, system)
             systems[system] = {
                 name: statistics.median(values)
                 for name in AVERAGED
                 if (values := [row[name] for row in own if row.get(name) is not None])
             }
             systems[system]["over"] = {
-                other: _ratio(own, _rounds(rows, workload, other))
+                other: _ratio(own, rows_of(rows, workload, other))
                 for other in systems
                 if other != system
             }
     return medians
-
-
-def _rounds(rows: list[Row], workload: str, system: str) -> list[Row]:
-    return [row for row in rows if (row["workload"], row["system"]) == (workload, system)]
 
 
 def _ratio(own: list[Row], other: list[Row]) -> float:
@@ -53,72 +47,30 @@ def _ratio(own: list[Row], other: list[Row]) -> float:
     )
 
 
-def goals(result: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
-    """(what, measured, goal, reached) of everything that this run measured."""
-    medians = summary(result["rows"])
-    found: list[tuple[str, float, float, bool]] = []
-
-    def at_least(what: str, goal: float, value: Callable[[], float]) -> None:
-        try:
-            found.append((what, value(), goal, value() >= goal))
-        except KeyError:  # this run left it out
-            pass
-
-    def at_most(what: str, goal: float, value: Callable[[], float]) -> None:
-        try:
-            found.append((what, value(), goal, value() <= goal))
-        except KeyError:
-            pass
-
-    for workload, goal in (("groups", 0.83), ("groups", 0.75), ("singles", 0.70), ("long", 0.75)):
-        at_least(
-            f"{workload}: service / roofline",
-            goal,
-            lambda w=workload: medians[w]["service"]["of_roofline"],
-        )
-    for workload in ("singles", "batches", "groups"):
-        at_least(
-            f"{workload}: service / offline limit",
-            0.92,
-            lambda w=workload: medians[w]["service"]["over"]["offline"],
-        )
-    at_least(
-        "groups: service / best @serve.batch",
-        4.0,
-        lambda: medians["groups"]["service"]["over"]["serve_batch"],
-    )
-    at_most(
-        "one: p50 beyond the engine, ms", 2.0, lambda: result["one"]["beyond_engine_p50_ms"]
-    )
-    at_most(
-        "mixed: p99 of singles, with / without",
-        3.0,
-        lambda: result["mixed"]["during_p99_ms"] / result["mixed"]["alone_p99_ms"],
-    )
-    at_least("no-op: service / empty application", 0.6, lambda: result["no_op"]["ratio"])
-    at_most("memory of the service / vLLM's", 0.25, lambda: result["pss_bytes"] / VLLM_BYTES)
-    return found
-
-
 def write(prefix: Path, result: dict[str, Any]) -> None:
     """PREFIX.json and PREFIX.png, and the tables on standard output."""
-    result["machine"] = {
+    result["medians"] = summary(result["rows"])
+    result["goals"] = [
+        {"what": goal.what, "measured": goal.measured, "goal": goal.goal, "reached": goal.reached}
+        for goal in goals(result)
+    ]
+    save(prefix.with_suffix(".json"), result)
+    _print(result)
+    if result["rows"]:
+        plot(prefix.with_suffix(".png"), result)
+    print(f"{prefix}.json, {prefix}.png; {result['seconds']:.0f} s")
+
+
+def save(file: Path, result: dict[str, Any]) -> None:
+    """As JSON, with the machine it was measured on."""
+    machine = {
         "cpus": usable_cpus(),
         "instructions": instruction_set(),
         "processor": _processor(),
         "python": platform.python_version(),
     }
-    result["medians"] = summary(result["rows"])
-    result["goals"] = [
-        {"what": what, "measured": value, "goal": goal, "reached": reached}
-        for what, value, goal, reached in goals(result)
-    ]
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    prefix.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    _print(result)
-    if result["rows"]:
-        plot(prefix.with_suffix(".png"), result)
-    print(f"{prefix}.json, {prefix}.png; {result['seconds']:.0f} s")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine, **result}, indent=1) + "\n")
 
 
 def _processor() -> str:
@@ -153,46 +105,11 @@ def _print(result: dict[str, Any]) -> None:
     console.print(table)
     for name in ("one", "mixed", "no_op"):
         if name in result:
-            console.print(f"{name}: {_figures(result[name])}")
+            console.print(f"{name}: {figures(result[name])}")
     for goal in result["goals"]:
         mark = "reached" if goal["reached"] else "MISSED "
         console.print(f"{mark}  {goal['what']}: {goal['measured']:.3f} (goal {goal['goal']})")
 
 
-def _figures(row: Row) -> str:
+def figures(row: Row) -> str:
     return ", ".join(f"{k} {v:.2f}" for k, v in row.items() if isinstance(v, int | float))
-
-
-COLOURS = {
-    "service": "#2a6fbb",
-    "offline": "#8db8e0",
-    "serve_batch": "#c8a15a",
-    "one_by_one": "#b0b0b0",
-}
-
-
-def plot(file: Path, result: dict[str, Any]) -> None:
-    """Every system's share of the roofline, workload by workload; a dot per round."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    workloads = list(result["medians"])
-    figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
-    for i, system in enumerate(SYSTEMS):
-        shares = [result["medians"][w].get(system, {}).get("of_roofline", 0) for w in workloads]
-        places = [at + (i - 1.5) * 0.2 for at in range(len(workloads))]
-        bars = axes.bar(places, shares, 0.19, color=COLOURS[system], label=system)
-        rates = [result["medians"][w].get(system, {}).get("pairs_per_s") for w in workloads]
-        axes.bar_label(bars, [f"{r:.0f}/s" if r else "" for r in rates], fontsize=7, padding=2)
-        for at, workload in zip(places, workloads, strict=True):
-            rounds = [row["of_roofline"] for row in _rounds(result["rows"], workload, system)]
-            axes.plot([at] * len(rounds), rounds, ".", color="black", markersize=3)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(workloads)), workloads)
-    axes.set_ylabel("share of the fp32 roofline,\nevery distinct prefix computed once")
-    axes.set_ylim(0, 1.05)
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)

@@ -16,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadtests.bench import model, phases, report, servers
+from loadtests.bench import compositions, model, others, report, servers, soak, throughput
 from loadtests.bench.measure import WrongReward
 from loadtests.bench.offline import Offline
+from loadtests.bench.plan import FULL, QUICK, Bench, Sizes
 from loadtests.bench.workloads import THROUGHPUT
 from service import bundle as bundles
 
@@ -27,7 +28,7 @@ ROOM = Path("runs/bench")
 OTHERS = ("one", "mixed", "no-op")
 
 
-def bench(bundle: Path, names: list[str], sizes: phases.Sizes, systems: list[str]) -> dict[str, Any]:
+def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> dict[str, Any]:
     """Everything but the report. Raises WrongReward."""
     started = time.perf_counter()
 
@@ -45,21 +46,32 @@ def bench(bundle: Path, names: list[str], sizes: phases.Sizes, systems: list[str
             stack.enter_context(servers.module(f"baselines.{name}", bundle)) for name in systems
         ]
         say("started")
-        b = phases.Bench(
-            words, architecture, sizes, offline, service, baselines, seed=1, say=say
-        )
-        result["rows"] = phases.throughput(b, [name for name in names if name in THROUGHPUT])
+        b = Bench(words, architecture, sizes, offline, service, baselines, seed=1, say=say)
+        result["rows"] = throughput.throughput(b, [name for name in names if name in THROUGHPUT])
         if "one" in names:
-            result["one"] = phases.one_client(b)
+            result["one"] = others.one_client(b)
         if "mixed" in names:
-            result["mixed"] = phases.mixed(b)
+            result["mixed"] = others.mixed(b)
         b.note_memory()
         result["pss_bytes"] = b.peak_pss
         result["fingerprint"] = offline.fingerprint()
     if "no-op" in names:
-        result["no_op"] = phases.no_op(bundle, words, sizes, say)
+        result["no_op"] = others.no_op(bundle, words, sizes, say)
     result["seconds"] = time.perf_counter() - started
     return result
+
+
+def prove(bundle: Path, requests: int, runs: int, out: Path, stamp: str) -> None:
+    """The two long runs, each into a file of its own; exits with 1 where one is missed."""
+    results = {}
+    if requests:
+        results["soak"] = soak.soak(bundle, requests, print)
+    if runs:
+        results["compositions"] = compositions.compositions(bundle, runs, print)
+    for name, result in results.items():
+        report.save(out / f"{name}-{stamp}.json", result)
+        print(f"{name}: {report.figures(result)}; {out}/{name}-{stamp}.json")
+    sys.exit(0 if all(result["reached"] for result in results.values()) else 1)
 
 
 def main() -> None:
@@ -75,7 +87,7 @@ def main() -> None:
     parser.add_argument("--soak", type=int, metavar="REQUESTS")
     parser.add_argument("--compositions", type=int, metavar="RUNS")
     arguments = parser.parse_args()
-    sizes = phases.QUICK if arguments.quick else phases.FULL
+    sizes = QUICK if arguments.quick else FULL
     if arguments.rounds:
         sizes = replace(sizes, rounds=arguments.rounds)
     shape = model.QUICK if arguments.quick or arguments.soak else model.BENCH
@@ -84,6 +96,9 @@ def main() -> None:
     names = [name for name in arguments.workloads.split(",") if name]
     systems = [name for name in arguments.systems.split(",") if name and name != "none"]
     try:
+        if arguments.soak or arguments.compositions:
+            prove(bundle, arguments.soak, arguments.compositions, arguments.out, stamp)
+            return
         result = bench(bundle, names, sizes, systems)
     except WrongReward as error:
         sys.exit(f"wrong reward: {error}")

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from training.demo.walk import serving
 
 ROOT = Path(__file__).parents[2]
 STOP_TIMEOUT_S = 60
+METRICS_DELAY_S = 2.5
+"the service's series are on its page within 2 s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,11 @@ class Server:
                 if sample.name.startswith("ray_reward_") and "le" not in sample.labels:
                     sums[sample.name.removeprefix("ray_")] += sample.value
         return dict(sums)
+
+    def settled(self) -> dict[str, float]:
+        """The same, with everything that is answered by now."""
+        time.sleep(METRICS_DELAY_S)
+        return self.totals()
 
 
 @contextmanager

@@ -66,6 +66,10 @@ class Writer:
         at = self._random.uniform(0, 100)
         return round(np.expm1(np.interp(at, PERCENT, np.log1p(percentiles))))
 
+    def log_uniform(self, tokens: int) -> int:
+        """From 1 to `tokens`, every order of magnitude as likely as the next."""
+        return round(float(np.exp(self._random.uniform(0, np.log(tokens)))))
+
     def about(self, tokens: int, spread: float) -> int:
         low, high = round(tokens * (1 - spread)), round(tokens * (1 + spread))
         return int(self._random.integers(low, high + 1))
@@ -79,9 +83,7 @@ def singles(write: Writer, pairs: int) -> Workload:
 def batches(write: Writer, pairs: int) -> Workload:
     """The same lengths, 32 pairs per request."""
     rows = _hh(write, max(1, pairs // BATCH_PAIRS) * BATCH_PAIRS)
-    requests = tuple(
-        tuple(rows[i : i + BATCH_PAIRS]) for i in range(0, len(rows), BATCH_PAIRS)
-    )
+    requests = tuple(tuple(rows[i : i + BATCH_PAIRS]) for i in range(0, len(rows), BATCH_PAIRS))
     return Workload("batches", requests, in_flight=4)
 
 
@@ -107,7 +109,10 @@ def one(write: Writer, pairs: int) -> Workload:
 def big_post(write: Writer, pairs: int) -> Workload:
     """Many short rows of different prompts in a single request."""
     rows = tuple(
-        Pair(write.text(write.about(BIG_POST_TEXT, 0.75)), write.text(write.about(BIG_POST_TEXT, 0.75)))
+        Pair(
+            write.text(write.about(BIG_POST_TEXT, 0.75)),
+            write.text(write.about(BIG_POST_TEXT, 0.75)),
+        )
         for _ in range(pairs)
     )
     return Workload("big post", (rows,), in_flight=1)

@@ -1,6 +1,6 @@
 """A Serve application that does nothing: what the ingress and Serve themselves cost.
 
-    python -m loadtests.bench.baselines.no_op BUNDLE
+python -m loadtests.bench.baselines.no_op BUNDLE
 """
 
 from typing import Any

@@ -24,9 +24,7 @@ def build(config: ServiceConfig) -> Any:
 
     api = FastAPI()
 
-    @serve.deployment(
-        name="batched", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0}
-    )
+    @serve.deployment(name="batched", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0})
     @serve.ingress(api)
     class Batched:
         def __init__(self, bundle: str) -> None:
