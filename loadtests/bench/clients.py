@@ -37,9 +37,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
     async def ask(self, request: bytes) -> Answer:
         """Raises ConnectionError when the server closes before it has answered."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or not self.is_open:
             raise ConnectionError("the connection is closed")
         self._answer = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
@@ -103,7 +107,8 @@ async def closed_loop(url: str, bodies: Sequence[bytes], in_flight: int) -> list
     finally:
         for connection in connections:
             connection.close()
-    return [answer for answer in answers if answer is not None]
+    assert all(answers), "a connection that fails raises"
+    return cast(list[Answer], answers)
 
 
 async def _work(
@@ -126,6 +131,8 @@ async def open_loop(url: str, bodies: Sequence[bytes], times_s: Sequence[float])
 
     async def send(body: bytes, at: float) -> Answer:
         await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
+        while idle and not idle[-1].is_open:  # servers close what has been idle for long
+            idle.pop()
         connection = idle.pop() if idle else await connect(url)
         answer = await connection.ask(post(url, body))
         idle.append(connection)

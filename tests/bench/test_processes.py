@@ -18,10 +18,8 @@ child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdin=subprocess.PIP
 input()
 child.communicate(b"\\n")
 """
-ORPHAN = f"""
-import subprocess, sys
-subprocess.Popen([sys.executable, "-c", {CHILD.replace("input()", "import time; time.sleep(60)")!r}])
-"""
+SLEEPING = CHILD.replace("input()", "import time; time.sleep(60)")
+ORPHAN = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPING!r}])"
 BUSY = "import time\nwhile time.process_time() < 0.5: pass\nprint(0, flush=True); input()"
 
 
