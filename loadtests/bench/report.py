@@ -16,6 +16,7 @@ from service.machine import instruction_set, usable_cpus
 
 AVERAGED = (
     *("pairs_per_s", "useful_tokens_per_s", "tokens_per_s", "p50_ms", "p99_ms", "of_roofline"),
+    "of_pruned_roofline",
     *("roofline_pairs_per_s", "client_cpu", "padding_share", "prefix_hit_rate", "rows_per_run"),
 )
 
@@ -84,6 +85,7 @@ def _print(result: dict[str, Any]) -> None:
         "pairs/s": ("pairs_per_s", "{:.1f}"),
         "useful tokens/s": ("useful_tokens_per_s", "{:,.0f}"),
         "of roofline": ("of_roofline", "{:.1%}"),
+        "pruned": ("of_pruned_roofline", "{:.1%}"),
         "p50 ms": ("p50_ms", "{:.0f}"),
         "p99 ms": ("p99_ms", "{:.0f}"),
         "padding": ("padding_share", "{:.1%}"),

@@ -3,6 +3,8 @@
 Work: every distinct token prefix is computed once. Linear layers take 2 FLOP per parameter and
 token, attention takes 4 x layers x width for every query and key it compares (2 for the scores, 2
 for the weighted sum), where width is heads x head size. Embedding, norms and softmax count nothing.
+That is the roofline. A reward is read at one token, so the last layer could do with the keys and
+values of all tokens and the rest of it for that token alone: `pruned_flop` counts that.
 """
 
 import time
@@ -22,15 +24,25 @@ SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Tokens and query-key comparisons of distinct prefixes."""
+    """Tokens and query-key comparisons of distinct prefixes; rows and the keys their ends see."""
 
     tokens: int
     compared: int
+    rows: int = 0
+    read: int = 0
 
     def flop(self, sizes: Architecture) -> float:
         linear = sizes.parameters - sizes.vocab_size * sizes.hidden_size
         width = sizes.heads * sizes.head_dim
         return 2.0 * linear * self.tokens + 4.0 * sizes.layers * width * self.compared
+
+    def pruned_flop(self, sizes: Architecture) -> float:
+        """With the last layer computed for the last token of every distinct row alone."""
+        linear = (sizes.parameters - sizes.vocab_size * sizes.hidden_size) / sizes.layers
+        states = 2 * sizes.hidden_size * sizes.kv_heads * sizes.head_dim
+        width = sizes.heads * sizes.head_dim
+        saved = 2.0 * (linear - states) * (self.tokens - self.rows)
+        return self.flop(sizes) - saved - 4.0 * width * (self.compared - self.read)
 
 
 def distinct(rows: Sequence[Sequence[int]]) -> Work:
@@ -40,16 +52,17 @@ def distinct(rows: Sequence[Sequence[int]]) -> Work:
     the trie, so what a row adds begins where it leaves the row before it.
 
     >>> distinct([[5, 6, 7], [5, 6, 8, 9]])
-    Work(tokens=5, compared=13)
+    Work(tokens=5, compared=13, rows=2, read=7)
     """
+    unique = sorted(set(map(tuple, rows)))
     tokens = compared = 0
     before: tuple[int, ...] = ()
-    for row in sorted(map(tuple, rows)):
+    for row in unique:
         known = _common(before, row)
         tokens += len(row) - known
         compared += (len(row) * (len(row) + 1) - known * (known + 1)) // 2
         before = row
-    return Work(tokens, compared)
+    return Work(tokens, compared, len(unique), sum(map(len, unique)))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

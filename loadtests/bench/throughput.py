@@ -134,6 +134,9 @@ def _row(
         "useful_tokens_per_s": size.work.tokens / m.seconds,
         "gemm_flop_per_s": rates,
         "roofline_pairs_per_s": max(rates.values()) * m.pairs / flop,
+        "of_pruned_roofline": size.work.pruned_flop(bench.architecture)
+        / m.seconds
+        / max(rates.values()),
         "of_roofline": flop / m.seconds / max(rates.values()),
         "p50_ms": m.latency_ms(50) if latencies else None,
         "p99_ms": m.latency_ms(99) if latencies else None,

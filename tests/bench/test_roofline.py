@@ -13,7 +13,10 @@ ROWS = st.lists(st.lists(st.integers(0, 2), max_size=8), max_size=8)
 @given(ROWS)
 def test_every_distinct_prefix_counts_once_with_all_tokens_before_it(rows: list[list[int]]) -> None:
     prefixes = {tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}
-    assert distinct(rows) == Work(len(prefixes), sum(map(len, prefixes)))
+    unique = set(map(tuple, rows))
+    assert distinct(rows) == Work(
+        len(prefixes), sum(map(len, prefixes)), len(unique), sum(map(len, unique))
+    )
 
 
 def test_flop_of_a_group_by_hand() -> None:
@@ -31,8 +34,11 @@ def test_flop_of_a_group_by_hand() -> None:
     )
     # prompt 0 1 2, responses 3 and 4 5: 6 tokens; keys seen: 1 + 2 + 3, 4, 4 + 5
     work = distinct([[0, 1, 2, 3], [0, 1, 2, 4, 5]])
-    assert work == Work(6, 19)
+    assert work == Work(6, 19, rows=2, read=9)
     assert work.flop(sizes) == 2 * 70 * 6 + 4 * 2 * 8 * 19
+    # of the last layer's 35 parameters, 2 x 3 x 4 make keys and values for all 6 tokens
+    linear = 35 * 6 + 24 * 6 + 11 * 2
+    assert work.pruned_flop(sizes) == 2 * linear + 4 * 8 * (19 + 9)
 
 
 def test_a_group_costs_what_the_bound_of_a_shared_prefix_says() -> None:
