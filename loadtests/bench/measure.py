@@ -10,7 +10,7 @@ import numpy as np
 import uvloop
 
 from loadtests.bench.clients import Answer, closed_loop
-from loadtests.bench.processes import cpu_seconds
+from loadtests.bench.processes import busy_seconds, cpu_seconds
 from loadtests.bench.servers import Server
 from loadtests.bench.workloads import Request, Workload
 
@@ -35,6 +35,10 @@ class Measured:
     "the client's CPU time as a share of one core"
     cpu_s: dict[str, float] = field(default_factory=dict)
     "the server's CPU time by the name of its processes"
+    other_cpu: float = 0.0
+    "what neither the server nor the client spent, in cores: whatever else runs on the machine"
+    counted: dict[str, Any] = field(default_factory=dict)
+    "by the service itself"
 
     @property
     def pairs_per_s(self) -> float:
@@ -52,9 +56,11 @@ def body(request: Request) -> bytes:
 def over_http(server: Server, workload: Workload) -> Measured:
     """Raises WrongReward when an answer is an error."""
     bodies = [body(request) for request in workload.requests]
-    before, own = cpu_seconds(server.pid), time.process_time()
+    before, own, busy = cpu_seconds(server.pid), time.process_time(), busy_seconds()
     answers = uvloop.run(closed_loop(server.score, bodies, workload.in_flight))
-    own, after = time.process_time() - own, cpu_seconds(server.pid)
+    busy, own = busy_seconds() - busy, time.process_time() - own
+    after = cpu_seconds(server.pid)
+    spent = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
     seconds = max(a.received for a in answers) - min(a.sent for a in answers)
     return Measured(
         seconds,
@@ -62,7 +68,8 @@ def over_http(server: Server, workload: Workload) -> Measured:
         [answer.latency_s * 1e3 for answer in answers],
         tuple(rewards(answer) for answer in answers),
         own / seconds,
-        {name: spent - before.get(name, 0.0) for name, spent in after.items()},
+        spent,
+        (busy - own - sum(spent.values())) / seconds,
     )
 
 

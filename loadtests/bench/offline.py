@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtests.bench.processes import busy_seconds
 from loadtests.bench.roofline import Gemm, Work, distinct
 from loadtests.bench.workloads import Request
 from service.config import ServiceConfig
@@ -34,6 +35,8 @@ class Run:
     seconds: float
     rewards: tuple[np.ndarray, ...]
     "(pairs of the request,) float32, for every request"
+    other_cpu: float = 0.0
+    "cores that the rest of the machine took"
 
 
 class _Bench:
@@ -55,9 +58,11 @@ class _Bench:
 
     def run(self, requests: Sequence[Request]) -> Run:
         encoded = self._encode(requests)
-        started = time.perf_counter()
+        started, busy, own = time.perf_counter(), busy_seconds(), time.process_time()
         rewards = self._score(encoded)
-        return Run(time.perf_counter() - started, rewards)
+        seconds = time.perf_counter() - started
+        others = busy_seconds() - busy - (time.process_time() - own)
+        return Run(seconds, rewards, others / seconds)
 
     def alone(self, requests: Sequence[Request]) -> list[tuple[float, np.ndarray]]:
         """Seconds and rewards of every row in an engine run of its own."""

@@ -1,7 +1,10 @@
-"""Memory and CPU time of a process and everything it started, from /proc. Linux only."""
+"""A process and everything it started: memory, CPU time, standing still. Linux's /proc only."""
 
 import os
+import signal
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +68,34 @@ def cpu_seconds(root: int) -> dict[str, float]:
     for process in tree(root):
         spent[process.name] += process.cpu_s
     return dict(spent)
+
+
+def busy_seconds() -> float:
+    """CPU time that all processes of the machine have spent so far, all cores together."""
+    user, nice, system, _idle, _wait, interrupts, soft = map(
+        int, (PROC / "stat").read_text().splitlines()[0].split()[1:8]
+    )
+    return (user + nice + system + interrupts + soft) * TICK_S
+
+
+@contextmanager
+def paused(roots: Iterable[int]) -> Iterator[None]:
+    """These trees stand still: a server that waits would take time from the one that is measured.
+
+    Ray's cluster bears it, since all its processes stop and go on together.
+    """
+    stopped = [process.pid for root in roots for process in tree(root)]
+    try:
+        _signal(stopped, signal.SIGSTOP)
+        yield
+    finally:
+        _signal(stopped, signal.SIGCONT)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _pss(pid: int) -> int:

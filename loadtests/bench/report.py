@@ -18,6 +18,7 @@ AVERAGED = (
     *("pairs_per_s", "useful_tokens_per_s", "tokens_per_s", "p50_ms", "p99_ms", "of_roofline"),
     "of_pruned_roofline",
     *("roofline_pairs_per_s", "client_cpu", "padding_share", "prefix_hit_rate", "rows_per_run"),
+    "other_cpu",
 )
 
 
@@ -80,7 +81,7 @@ def _processor() -> str:
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console(width=150)
+    console = Console(width=170)
     columns = {
         "pairs/s": ("pairs_per_s", "{:.1f}"),
         "useful tokens/s": ("useful_tokens_per_s", "{:,.0f}"),
@@ -92,6 +93,7 @@ def _print(result: dict[str, Any]) -> None:
         "prefix hits": ("prefix_hit_rate", "{:.1%}"),
         "rows/run": ("rows_per_run", "{:.1f}"),
         "client CPU": ("client_cpu", "{:.1%}"),
+        "others' CPU": ("other_cpu", "{:.1%}"),
     }
     table = Table(title="medians of the rounds")
     for name in ("workload", "system", *columns, "service is"):

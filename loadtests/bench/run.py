@@ -10,6 +10,7 @@ Ends with 1 when a reward is not the offline one to the bit. Goals that are miss
 import argparse
 import contextlib
 import datetime
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -48,10 +49,11 @@ def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> d
         say("started")
         b = Bench(words, architecture, sizes, offline, service, baselines, seed=1, say=say)
         result["rows"] = throughput.throughput(b, [name for name in names if name in THROUGHPUT])
-        if "one" in names:
-            result["one"] = others.one_client(b)
-        if "mixed" in names:
-            result["mixed"] = others.mixed(b)
+        with b.only(service):
+            if "one" in names:
+                result["one"] = others.one_client(b)
+            if "mixed" in names:
+                result["mixed"] = others.mixed(b)
         b.note_memory()
         result["pss_bytes"] = b.peak_pss
         result["fingerprint"] = offline.fingerprint()
@@ -61,17 +63,17 @@ def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> d
     return result
 
 
-def prove(bundle: Path, requests: int, runs: int, out: Path, stamp: str) -> None:
-    """The two long runs, each into a file of its own; exits with 1 where one is missed."""
-    results = {}
-    if requests:
-        results["soak"] = soak.soak(bundle, requests, print)
-    if runs:
-        results["compositions"] = compositions.compositions(bundle, runs, print)
-    for name, result in results.items():
-        report.save(out / f"{name}-{stamp}.json", result)
-        print(f"{name}: {report.figures(result)}; {out}/{name}-{stamp}.json")
-    sys.exit(0 if all(result["reached"] for result in results.values()) else 1)
+def save(out: Path, name: str, result: dict[str, Any]) -> None:
+    """Of one of the two long runs; exits with 1 where it missed its goal."""
+    file = out / f"{name}-{_stamp()}.json"
+    report.save(file, result)
+    print(f"{name}: {report.figures(result)}; {file}")
+    if not result["reached"]:
+        sys.exit(1)
+
+
+def _stamp() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M")
 
 
 def main() -> None:
@@ -87,22 +89,31 @@ def main() -> None:
     parser.add_argument("--soak", type=int, metavar="REQUESTS")
     parser.add_argument("--compositions", type=int, metavar="RUNS")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped all the same
+    try:
+        _run(arguments)
+    except WrongReward as error:
+        sys.exit(f"wrong reward: {error}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    def bundle(shape: model.Shape) -> Path:
+        return arguments.bundle or model.build(shape, ROOM)
+
+    if arguments.soak:
+        save(arguments.out, "soak", soak.soak(bundle(model.QUICK), arguments.soak, print))
+    if runs := arguments.compositions:
+        result = compositions.compositions(bundle(model.BENCH), runs, print)
+        save(arguments.out, "compositions", result)
+    if arguments.soak or arguments.compositions:
+        return
     sizes = QUICK if arguments.quick else FULL
     if arguments.rounds:
         sizes = replace(sizes, rounds=arguments.rounds)
-    shape = model.QUICK if arguments.quick or arguments.soak else model.BENCH
-    bundle = arguments.bundle or model.build(shape, ROOM)
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M")
     names = [name for name in arguments.workloads.split(",") if name]
     systems = [name for name in arguments.systems.split(",") if name and name != "none"]
-    try:
-        if arguments.soak or arguments.compositions:
-            prove(bundle, arguments.soak, arguments.compositions, arguments.out, stamp)
-            return
-        result = bench(bundle, names, sizes, systems)
-    except WrongReward as error:
-        sys.exit(f"wrong reward: {error}")
-    report.write(arguments.out / f"bench-{stamp}", result)
+    result = bench(bundle(model.QUICK if arguments.quick else model.BENCH), names, sizes, systems)
+    report.write(arguments.out / f"bench-{_stamp()}", result)
 
 
 if __name__ == "__main__":

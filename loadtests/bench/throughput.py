@@ -4,18 +4,17 @@ All systems of a workload follow each other in every round, so that a machine th
 under all of them; their order turns from round to round.
 """
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from loadtests.bench import measure, servers
-from loadtests.bench.baselines.serve_batch import SIZES, WAITS_MS
 from loadtests.bench.measure import Measured, check
 from loadtests.bench.plan import Bench, Row
 from loadtests.bench.servers import Server
-from loadtests.bench.workloads import THROUGHPUT, Workload
+from loadtests.bench.workloads import THROUGHPUT, Request, Workload
 
 CALIBRATION_PAIRS = 32
 ALONE_TOKENS = 6000
@@ -27,8 +26,8 @@ def throughput(bench: Bench, names: Sequence[str]) -> list[Row]:
     rows = []
     speeds = {
         (name, server.name): calibrate(bench, name, server)
-        for name in names
         for server in bench.baselines
+        for name in names
     }
     for turn in range(bench.sizes.rounds):
         for number, name in enumerate(names):
@@ -42,57 +41,58 @@ def calibrate(bench: Bench, name: str, server: Server) -> dict[str, float]:
     """Its pairs/s on a few pairs; for `@serve.batch`, of the best size and wait, and which."""
     pairs = CALIBRATION_PAIRS if name != "long" else 8
     workload = THROUGHPUT[name](bench.writer(99, len(name)), pairs)
-    if name == "batches":
-        workload = workload.first(pairs)
-    if server.name != "serve_batch":
-        return {"pairs_per_s": measure.over_http(server, workload).pairs_per_s}
+    settings = bench.sizes.batching if server.name == "serve_batch" else ((0, 0),)
     tried = []
-    for size in SIZES if bench.sizes.rounds > 1 else SIZES[1:2]:
-        for wait_ms in WAITS_MS if bench.sizes.rounds > 1 else WAITS_MS[:1]:
-            servers.set_batching(server, size, wait_ms)
+    with bench.only(server):
+        for size, wait_ms in settings:
+            if size:
+                servers.set_batching(server, size, wait_ms)
             rate = measure.over_http(server, workload).pairs_per_s
             tried.append({"pairs_per_s": rate, "size": size, "wait_ms": wait_ms})
-    best = max(tried, key=lambda each: each["pairs_per_s"])
-    bench.say(f"calibrated {name}: @serve.batch best of {_tried(tried)}")
-    return best
-
-
-def _tried(tried: list[dict[str, float]]) -> str:
-    return ", ".join(f"{t['size']}/{t['wait_ms']} ms {t['pairs_per_s']:.1f}" for t in tried)
+    rates = ", ".join(f"{t['size']}/{t['wait_ms']} ms {t['pairs_per_s']:.1f}" for t in tried)
+    bench.say(f"{name}: {server.name}, size/wait and pairs/s: {rates}")
+    return max(tried, key=lambda each: each["pairs_per_s"])
 
 
 def _one_round(bench: Bench, turn: int, workload: Workload, speeds: dict[Any, Any]) -> list[Row]:
-    rates = bench.offline.rates()
     systems: list[Server | None] = [bench.service, None, *bench.baselines]
     start = turn % len(systems)
     measured: dict[str, Measured] = {}
-    before, ended = bench.service.totals(), 0.0
+    with bench.only(None):
+        rates = bench.offline.rates()
     for system in [*systems[start:], *systems[:start]]:
-        if system is None:
-            run = bench.offline.run(workload.requests)
-            measured["offline"] = Measured(run.seconds, len(workload.pairs), rewards=run.rewards)
-            continue
-        part = workload
-        if system is not bench.service:
-            part = _part(bench, workload, system, speeds[workload.name, system.name])
-        measured[system.name] = measure.over_http(system, part)
-        if system is bench.service:
-            ended = time.perf_counter()
-            bench.note_memory()
-    time.sleep(max(0.0, ended + servers.METRICS_DELAY_S - time.perf_counter()))
-    counted = _difference(before, bench.service.totals())
-    _check(bench, workload, measured)
-    rows = [_row(bench, turn, workload, name, m, rates) for name, m in measured.items()]
+        with bench.only(system):
+            if system is None:
+                measured["offline"] = _offline(bench, workload)
+            elif system is bench.service:
+                measured["service"] = _service(bench, workload)
+            else:
+                part = _part(bench, workload, system, speeds[workload.name, system.name])
+                measured[system.name] = measure.over_http(system, part)
+    with bench.only(None):
+        _check(bench, workload, measured)
+        rows = [_row(bench, turn, workload, name, m, rates) for name, m in measured.items()]
     for row in rows:
-        if row["system"] == "service":
-            row |= counted
         bench.say(_line(row))
     return rows
 
 
+def _offline(bench: Bench, workload: Workload) -> Measured:
+    run = bench.offline.run(workload.requests)
+    return Measured(run.seconds, len(workload.pairs), rewards=run.rewards, other_cpu=run.other_cpu)
+
+
+def _service(bench: Bench, workload: Workload) -> Measured:
+    """With what it counted of padding and prefixes itself."""
+    before = bench.service.totals()
+    measured = measure.over_http(bench.service, workload)
+    bench.note_memory()
+    return replace(measured, counted=_difference(before, bench.service.settled()))
+
+
 def _part(bench: Bench, workload: Workload, server: Server, best: dict[str, float]) -> Workload:
     """As much of a workload as a baseline does in its time."""
-    if "size" in best:
+    if best["size"]:
         servers.set_batching(server, int(best["size"]), best["wait_ms"])
     wanted = best["pairs_per_s"] * bench.sizes.baseline_s
     least = 16 if workload.name in ("groups", "long") else 32
@@ -104,17 +104,19 @@ def _check(bench: Bench, workload: Workload, measured: dict[str, Measured]) -> N
     offline = measured["offline"].rewards
     for name, each in measured.items():
         check(each.rewards, offline, exact=name == "service")
-    count, tokens = 0, 0
-    for request in workload.requests:
-        tokens += sum(len((p.prompt + p.response).split()) for p in request)
-        count += 1
+    some = _some(workload.requests)
+    alone = iter(bench.offline.alone(some))
+    check([np.concatenate([next(alone)[1] for _ in r]) for r in some], offline, exact=True)
+
+
+def _some(requests: Sequence[Request]) -> list[Request]:
+    some, tokens = [], 0
+    for request in requests:
+        some.append(request)
+        tokens += sum(len((pair.prompt + pair.response).split()) for pair in request)
         if tokens > ALONE_TOKENS:
             break
-    alone = iter(bench.offline.alone(workload.requests[:count]))
-    rewards = [
-        np.concatenate([next(alone)[1] for _ in request]) for request in workload.requests[:count]
-    ]
-    check(rewards, offline, exact=True)
+    return some
 
 
 def _row(
@@ -141,15 +143,18 @@ def _row(
         "p50_ms": m.latency_ms(50) if latencies else None,
         "p99_ms": m.latency_ms(99) if latencies else None,
         "client_cpu": m.client_cpu,
+        "other_cpu": m.other_cpu,
         "server_cpu": {name: spent / m.seconds for name, spent in m.cpu_s.items() if spent},
+        **m.counted,
     }
 
 
 def _line(row: Row) -> str:
     latency = f"p50 {row['p50_ms']:6.0f} ms" if row["p50_ms"] else ""
+    others = f"; others took {row['other_cpu']:.2f} cores" if row["other_cpu"] > 0.1 else ""
     return (
         f"round {row['round'] + 1} {row['workload']:8} {row['system']:11} "
-        f"{row['pairs_per_s']:7.1f} pairs/s {row['of_roofline']:6.1%} of the roofline {latency}"
+        f"{row['pairs_per_s']:7.1f} pairs/s {row['of_roofline']:6.1%} of the roofline {latency}{others}"
     )
 
 

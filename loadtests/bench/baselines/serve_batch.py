@@ -12,9 +12,6 @@ from typing import Any
 
 from service.config import ServiceConfig
 
-SIZES, WAITS_MS = (4, 8, 32), (0, 10)
-"what is tried; the best of them is measured"
-
 
 def build(config: ServiceConfig) -> Any:
     from fastapi import FastAPI
@@ -30,7 +27,7 @@ def build(config: ServiceConfig) -> Any:
         def __init__(self, bundle: str) -> None:
             self.model = Model(Path(bundle))
 
-        @serve.batch(max_batch_size=SIZES[0], batch_wait_timeout_s=0.0)
+        @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
         async def batch(self, rows: list[list[int]]) -> list[float]:
             return await asyncio.to_thread(self.model.score, rows)
 
