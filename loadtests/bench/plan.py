@@ -33,7 +33,7 @@ class Sizes:
 
 FULL = Sizes(
     rounds=3,
-    pairs={"singles": 480, "batches": 512, "groups": 320, "long": 96},
+    pairs={"singles": 640, "batches": 640, "groups": 320, "long": 128},
     baseline_s=6.0,
     batching=((4, 0), (4, 10), (8, 0), (8, 10), (32, 0), (32, 10)),
     one_requests=100,

@@ -16,7 +16,8 @@ from loadtests.bench.plan import Bench, Row
 from loadtests.bench.servers import Server
 from loadtests.bench.workloads import THROUGHPUT, Request, Workload
 
-CALIBRATION_PAIRS = 32
+CALIBRATION_PAIRS = {"singles": 96, "batches": 96, "groups": 64, "long": 16}
+"enough for a few batches of the largest size that is tried"
 ALONE_TOKENS = 6000
 "of every workload, rows with so many tokens are also scored each in an engine run of its own"
 
@@ -39,7 +40,7 @@ def throughput(bench: Bench, names: Sequence[str]) -> list[Row]:
 
 def calibrate(bench: Bench, name: str, server: Server) -> dict[str, float]:
     """Its pairs/s on a few pairs; for `@serve.batch`, of the best size and wait, and which."""
-    pairs = CALIBRATION_PAIRS if name != "long" else 8
+    pairs = min(CALIBRATION_PAIRS[name], bench.sizes.pairs[name])
     workload = THROUGHPUT[name](bench.writer(99, len(name)), pairs)
     settings = bench.sizes.batching if server.name == "serve_batch" else ((0, 0),)
     tried = []
@@ -154,7 +155,8 @@ def _line(row: Row) -> str:
     others = f"; others took {row['other_cpu']:.2f} cores" if row["other_cpu"] > 0.1 else ""
     return (
         f"round {row['round'] + 1} {row['workload']:8} {row['system']:11} "
-        f"{row['pairs_per_s']:7.1f} pairs/s {row['of_roofline']:6.1%} of the roofline {latency}{others}"
+        f"{row['pairs_per_s']:7.1f} pairs/s {row['of_roofline']:6.1%} of the roofline "
+        f"{latency}{others}"
     )
 
 
