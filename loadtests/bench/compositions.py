@@ -19,7 +19,7 @@ from loadtests.bench.clients import closed_loop
 from loadtests.bench.measure import body, rewards
 from loadtests.bench.offline import Offline
 from loadtests.bench.workloads import Request, Writer
-from service.scorer import Pair
+from service.pairs import Pair
 
 FAMILIES, PROMPTS, RESPONSES = 40, 4, 6
 AT_ONCE, PART = 12, 600

@@ -19,7 +19,7 @@ from loadtests.bench.measure import body, check, rewards
 from loadtests.bench.offline import Offline
 from loadtests.bench.processes import pss_bytes
 from loadtests.bench.workloads import Request, Writer
-from service.scorer import Pair
+from service.pairs import Pair
 
 POOL, SAMPLES, IN_FLIGHT = 3000, 100, 32
 PROMPT_TOKENS, RESPONSE_TOKENS = 1000, 500

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.scorer import Pair
+from service.pairs import Pair
 
 PERCENT = np.linspace(0, 100, 21)
 HH_PROMPT = np.array(
