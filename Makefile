@@ -9,7 +9,7 @@ EXTRAS := cpu,serve,train,loadtest,dev
 PROTO := service/proto/reward/v1/reward.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto image image-check k8s-check load serve lock clean
+.PHONY: help setup demo test check proto image image-check k8s-check load bench serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
@@ -19,6 +19,7 @@ help:
 	@echo "make image-check  the serve image, non-root and read-only, on $(BUNDLE)"
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
+	@echo "make bench    ten minutes: throughput against baselines, the offline limit and the roofline"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
 
@@ -60,6 +61,9 @@ image-check:
 load: $(STAMP)
 	test -d $(BUNDLE) || $(MAKE) demo
 	$(BIN)/python -m loadtests.run $(BUNDLE)
+
+bench: $(STAMP)
+	$(BIN)/python -m loadtests.bench.run $(BENCH)
 
 serve: $(STAMP)
 	$(BIN)/reward-serve run $(BUNDLE)

@@ -1,0 +1,120 @@
+"""`make bench`: every system on every workload, in one run, the ratios against the goals.
+
+    python -m loadtests.bench.run [--quick] [--workloads singles,groups] [--rounds 3] [--out DIR]
+    python -m loadtests.bench.run --soak 200000
+    python -m loadtests.bench.run --compositions 10000
+
+Ends with 1 when a reward is not the offline one to the bit. Goals that are missed are printed.
+"""
+
+import argparse
+import contextlib
+import datetime
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loadtests.bench import compositions, model, others, report, servers, soak, throughput
+from loadtests.bench.measure import WrongReward
+from loadtests.bench.offline import Offline
+from loadtests.bench.plan import FULL, QUICK, Bench, Sizes
+from loadtests.bench.workloads import THROUGHPUT
+from service import bundle as bundles
+
+RESULTS = Path(__file__).parents[1] / "results"
+ROOM = Path("runs/bench")
+OTHERS = ("one", "mixed", "no-op")
+
+
+def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> dict[str, Any]:
+    """Everything but the report. Raises WrongReward."""
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - started:6.0f} s  {text}", flush=True)
+
+    words = model.words(bundle)
+    architecture = bundles.load(bundle).manifest.architecture
+    result: dict[str, Any] = {"rows": [], "architecture": architecture.model_dump()}
+    with contextlib.ExitStack() as stack:
+        offline = Offline(bundle)
+        stack.callback(offline.close)
+        service = stack.enter_context(servers.service(bundle))
+        baselines = [
+            stack.enter_context(servers.module(f"baselines.{name}", bundle)) for name in systems
+        ]
+        say("started")
+        b = Bench(words, architecture, sizes, offline, service, baselines, seed=1, say=say)
+        result["rows"] = throughput.throughput(b, [name for name in names if name in THROUGHPUT])
+        with b.only(service):
+            if "one" in names:
+                result["one"] = others.one_client(b)
+            if "mixed" in names:
+                result["mixed"] = others.mixed(b)
+        b.note_memory()
+        result["pss_bytes"] = b.peak_pss
+        result["fingerprint"] = offline.fingerprint()
+    if "no-op" in names:
+        result["no_op"] = others.no_op(bundle, words, sizes, say)
+    result["seconds"] = time.perf_counter() - started
+    return result
+
+
+def save(out: Path, name: str, result: dict[str, Any]) -> None:
+    """Of one of the two long runs; exits with 1 where it missed its goal."""
+    file = out / f"{name}-{_stamp()}.json"
+    report.save(file, result)
+    print(f"{name}: {report.figures(result)}; {file}")
+    if not result["reached"]:
+        sys.exit(1)
+
+
+def _stamp() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny model and little of all")
+    parser.add_argument("--bundle", type=Path, help="measure this bundle instead")
+    parser.add_argument("--workloads", default=",".join([*THROUGHPUT, *OTHERS]))
+    parser.add_argument("--systems", default="serve_batch,one_by_one", help="baselines, or none")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--soak", type=int, metavar="REQUESTS")
+    parser.add_argument("--compositions", type=int, metavar="RUNS")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped all the same
+    try:
+        _run(arguments)
+    except WrongReward as error:
+        sys.exit(f"wrong reward: {error}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    def bundle(shape: model.Shape) -> Path:
+        return arguments.bundle or model.build(shape, ROOM)
+
+    if arguments.soak:
+        save(arguments.out, "soak", soak.soak(bundle(model.QUICK), arguments.soak, print))
+    if runs := arguments.compositions:
+        result = compositions.compositions(bundle(model.BENCH), runs, print)
+        save(arguments.out, "compositions", result)
+    if arguments.soak or arguments.compositions:
+        return
+    sizes = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        sizes = replace(sizes, rounds=arguments.rounds)
+    names = [name for name in arguments.workloads.split(",") if name]
+    systems = [name for name in arguments.systems.split(",") if name and name != "none"]
+    result = bench(bundle(model.QUICK if arguments.quick else model.BENCH), names, sizes, systems)
+    report.write(arguments.out / f"bench-{_stamp()}", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""A long stream of requests of random lengths: does memory stay flat, does every bit?
+
+What a runtime's arena keeps, it keeps for every shape it has met; so lengths are spread evenly over
+their logarithm, from one token to the longest, and every request has other company than before.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from loadtests.bench import model, servers
+from loadtests.bench.clients import closed_loop
+from loadtests.bench.measure import body, check, rewards
+from loadtests.bench.offline import Offline
+from loadtests.bench.processes import pss_bytes
+from loadtests.bench.workloads import Request, Writer
+from service.pairs import Pair
+
+POOL, SAMPLES, IN_FLIGHT = 3000, 100, 32
+PROMPT_TOKENS, RESPONSE_TOKENS = 1000, 500
+GROWTH = 0.03
+"the last tenth of the samples may be this much above the second one"
+
+
+def pool(words: list[str], seed: int) -> list[Request]:
+    """Requests of one pair each; half of them share their prompt with the one before."""
+    write = Writer(words, seed)
+    requests: list[Request] = []
+    prompt = ""
+    for i in range(POOL):
+        prompt = prompt if i % 2 else write.text(write.log_uniform(PROMPT_TOKENS))
+        requests.append((Pair(prompt, write.text(write.log_uniform(RESPONSE_TOKENS))),))
+    return requests
+
+
+def soak(bundle: Path, requests: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Raises WrongReward. PSS of the service's processes after every hundredth of the requests."""
+    offline = Offline(bundle)
+    texts = pool(model.words(bundle), seed=5)
+    expected = offline.run(texts).rewards
+    offline.close()
+    bodies = [body(request) for request in texts]
+    random = np.random.default_rng(5)
+    pss, started = [], time.perf_counter()
+    with servers.service(bundle) as service:
+        for sample in range(SAMPLES):
+            chosen = random.integers(0, POOL, requests // SAMPLES)
+            answers = uvloop.run(closed_loop(service.score, [bodies[i] for i in chosen], IN_FLIGHT))
+            check([rewards(a) for a in answers], [expected[i] for i in chosen], exact=True)
+            pss.append(pss_bytes(service.pid))
+            if sample % 10 == 9:
+                say(f"soak: {(sample + 1) * len(chosen)} requests, {pss[-1] / 2**20:.0f} MiB")
+    tenth = SAMPLES // 10
+    second, last = statistics.mean(pss[tenth : 2 * tenth]), statistics.mean(pss[-tenth:])
+    return {
+        "requests": requests,
+        "requests_per_s": requests / (time.perf_counter() - started),
+        "pss_bytes": pss,
+        "growth": last / second - 1,
+        "goal": GROWTH,
+        "reached": last / second - 1 <= GROWTH,
+    }
