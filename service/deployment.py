@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import sys
+import threading
 from collections.abc import AsyncIterator
 
 from grpc_health.v1 import health_pb2
@@ -19,6 +20,7 @@ from service.journal import Journal
 from service.metrics import Recorder
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.scorer import Scorer
+from service.sigterm import on_sigterm
 
 
 @serve.deployment(name="reward")
@@ -26,7 +28,9 @@ from service.scorer import Scorer
 class RewardReplica:
     """Ready only when the bundle was verified and its golden scores were reproduced.
 
-    A constructor that raises is a replica that never serves; Serve reports the message.
+    A constructor that raises is a replica that never serves; Serve reports the message. SIGTERM
+    makes it unhealthy and changes nothing else: Serve takes it out of the ingress, lets it finish
+    what it has, and starts another.
     """
 
     def __init__(self, config: dict[str, object]) -> None:
@@ -37,6 +41,8 @@ class RewardReplica:
         self._journal = Journal(recorder, _request_id)
         self._grpc = GrpcApi(self._scorer, self._config, self._journal)
         self._exporter = Exporter(recorder)  # Serve constructs on the loop it will serve from
+        self._leaving = threading.Event()
+        on_sigterm(self._leaving.set, within_s=self._config.drain_timeout_s)
         gc.freeze()  # what start-up made is never garbage: keeps full collections short
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -67,7 +73,12 @@ class RewardReplica:
         await asyncio.gather(self._scorer.drain(), asyncio.sleep(self._config.drain_notice_s))
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises or whose event loop is stuck."""
+        """Called by Serve, which replaces a replica that raises or whose event loop is stuck.
+
+        Three times in a row, that is: within 4 s at `app.HEALTH_PERIOD_S`.
+        """
+        if self._leaving.is_set():
+            raise RuntimeError("the replica's process got SIGTERM; another one takes its place")
         running_s = self._scorer.scheduler.running_s
         if running_s > self._config.stuck_after_s:
             raise RuntimeError(f"one engine run has taken {running_s:.0f} s")

@@ -1,5 +1,6 @@
 """`reward-serve run` under real Ray Serve, in both ingress modes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -26,7 +28,7 @@ from service.request import parse
 from service.scorer import Pair, Result, Scorer, score_offline
 from tests.contract.test_bundle import with_golden
 from tests.e2e.cases import REFUSED, SCORED, Refused, as_message
-from training.demo.walk import serving
+from training.demo.walk import Service, serving
 
 SERVING = HealthCheckResponse.ServingStatus.SERVING
 BODY = {"prompt": "What is 2 plus 2?", "responses": ["The sum is 4.", "The sum is 5.", ""]}
@@ -126,12 +128,24 @@ def test_errors_pass_the_ingress_unchanged(service, body: bytes, status: int) ->
 
 
 class Load:
-    """Clients that ask without pause until told to stop; what became of every request."""
+    """Clients that ask without pause until told to stop; what became of every request.
 
-    def __init__(self, url: str, expected: list[float], clients: int = 12) -> None:
+    pause_s lies between a request's headers and its body; padding is white space after the body.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        expected: list[float],
+        clients: int = 12,
+        pause_s: float = 0,
+        padding: int = 0,
+    ) -> None:
         self.answers: list[tuple[float, str]] = []  # (when it was asked, what became of it)
         self._stop = threading.Event()
-        self._request = urllib.request.Request(f"{url}/score", json.dumps(BODY).encode())
+        self._url = f"{url}/score"
+        self._body = json.dumps(BODY).encode() + b" " * padding
+        self._pause_s = pause_s
         self._expected = expected
         self._clients = [threading.Thread(target=self._run) for _ in range(clients)]
 
@@ -153,9 +167,15 @@ class Load:
             if outcome != "right":
                 time.sleep(0.01)
 
+    def _paused(self) -> Iterator[bytes]:
+        time.sleep(self._pause_s)
+        yield self._body
+
     def _ask(self) -> str:
+        length = {"Content-Length": str(len(self._body))}
+        request = urllib.request.Request(self._url, self._paused(), length)
         try:
-            with urllib.request.urlopen(self._request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 return "right" if json.load(response)["rewards"] == self._expected else "wrong"
         except urllib.error.HTTPError as error:
             waits = error.code == 404 or error.headers.get("retry-after")
@@ -191,31 +211,56 @@ def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected
     assert not any(outcome in ("right", "wrong") for asked, outcome in load.answers if asked > gone)
 
 
-def test_a_replica_that_gets_sigterm_under_load_loses_two_requests_at_most(
-    bundle: Bundle, expected
-) -> None:
-    """Two replicas, one of them told to go: HAProxy repeats on the other what was in flight.
+def _replicas(service: Service) -> list[psutil.Process]:
+    """Those that HAProxy sends requests to: a replica listens on one of these ports for it."""
 
-    The goal is that nothing is lost. It is not reached: once, on a loaded machine, a connection was
-    closed without an answer, for a reason that was not traced. Until it is, the bound is two.
+    def takes_requests(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return "ServeReplica:default:reward" in "".join(process.cmdline()) and any(
+                each.status == psutil.CONN_ESTABLISHED and each.laddr.port in range(30000, 31001)
+                for each in process.net_connections("tcp4")
+            )
+        return False
+
+    return [p for p in psutil.Process(service.process.pid).children(True) if takes_requests(p)]
+
+
+def _two_without(service: Service, gone: psutil.Process | None) -> list[psutil.Process]:
+    """The two replicas as soon as there are two and the one that had to go has gone."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        replicas = _replicas(service)
+        if len(replicas) == 2 and gone not in replicas:
+            return replicas
+        time.sleep(0.2)
+    raise AssertionError(f"not two replicas after 120 s: {replicas}, {gone} had to go")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_replicas_that_are_killed_under_load_lose_nothing(
+    bundle: Bundle, expected, number: signal.Signals
+) -> None:
+    """Two replicas, always with load; three times one of them gets the signal.
+
+    On SIGTERM it leaves when it has answered, whatever the size of a request. What was in flight on
+    a process killed with -9 HAProxy repeats, headers and body apart or not, up to a body of 1 MiB.
     """
     with serving(bundle.path, "--replicas=2") as service:
-        replicas = [
-            process
-            for process in psutil.Process(service.process.pid).children(recursive=True)
-            if "ServeReplica:default:reward" in "".join(process.cmdline())
-        ]
-        assert len(replicas) == 2
-        with Load(service.url, expected) as load:
-            time.sleep(2)
-            replicas[0].send_signal(signal.SIGTERM)
-            time.sleep(8)
-    assert not psutil.pid_exists(replicas[0].pid)
-    assert len(load.answers) > 1000
-    outcomes = Counter(outcome for _, outcome in load.answers)
-    closed = sum(n for outcome, n in outcomes.items() if "RemoteDisconnected" in outcome)
-    assert outcomes["right"] + closed == len(load.answers), outcomes
-    assert closed <= 2, outcomes
+        loads = [Load(service.url, expected, 5), Load(service.url, expected, 5, pause_s=0.005)]
+        if number == signal.SIGTERM:
+            loads.append(Load(service.url, expected, 2, padding=2 * 1024 * 1024))
+        with contextlib.ExitStack() as stack:
+            for load in loads:
+                stack.enter_context(load)
+            gone = None
+            for _ in range(3):
+                gone = _two_without(service, gone)[0]
+                time.sleep(1)
+                gone.send_signal(number)
+            _two_without(service, gone)
+    for load in loads:
+        outcomes = Counter(outcome for _, outcome in load.answers)
+        assert set(outcomes) == {"right"} and outcomes["right"] > 100, outcomes
 
 
 def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
