@@ -4,8 +4,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from ray._private import worker
+from ray._private import worker as private
+
+worker: Any = private  # it exports nothing to type checkers
 
 
 def on_sigterm(leave: Callable[[], None], within_s: float) -> None:
