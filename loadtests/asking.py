@@ -1,5 +1,6 @@
 """One request of the load and what became of it. Knows HTTP and the offline rewards."""
 
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -30,8 +31,12 @@ class Ask:
 
 
 def asks(groups: Sequence[Group], groups_each: int, count: int, seed: int) -> list[Ask]:
-    rng = random.Random(seed)
-    return [Ask(tuple(rng.sample(groups, groups_each))) for _ in range(count)]
+    """Requests of which no two have a group in common, as long as there are groups for that.
+
+    The same row is computed once while it waits: requests that repeat each other are no load.
+    """
+    order = itertools.cycle(random.Random(seed).sample(groups, len(groups)))
+    return [Ask(tuple(itertools.islice(order, groups_each))) for _ in range(count)]
 
 
 async def outcome(

@@ -31,6 +31,8 @@ DEADLINE_MS = 2000
 RECOVERY_S = 5.0
 BACKLOG_S = 20.0
 "seconds of work at full capacity"
+DIFFERENT = 2000
+"requests that have no group in common: more than are ever in flight"
 NORMAL = 2.0
 "latency is normal where its median is at most this many times the one before: a shared machine"
 
@@ -149,7 +151,8 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=5)
     parser.add_argument("--groups", type=int, default=6, help="groups in one request")
     arguments = parser.parse_args()
-    requests = asks(expected(arguments.bundle), arguments.groups, 1000, seed=3)
+    groups = expected(arguments.bundle, DIFFERENT * arguments.groups)
+    requests = asks(groups, arguments.groups, DIFFERENT, seed=3)
     pairs = np.mean([len(ask.rewards) for ask in requests])
     print(f"{pairs:.1f} pairs per request")
     with serving(arguments.bundle) as service:

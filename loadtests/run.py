@@ -26,9 +26,9 @@ RESULTS = Path(__file__).parent / "results"
 PROMPTS = 300
 
 
-def expected(bundle: Path) -> list[Group]:
+def expected(bundle: Path, prompts: int = PROMPTS) -> list[Group]:
     """Groups of the demo's lengths, with the rewards that the bundle gives them offline."""
-    records = list(generate(PROMPTS, seed=11))
+    records = list(generate(prompts, seed=11))
     scorer = Scorer.open(ServiceConfig(bundle=bundle))
     pairs = [Pair(r["prompt"], response) for r in records for response in r["responses"]]
     rewards = (result.reward for result in score_offline(scorer, pairs))

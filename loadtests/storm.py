@@ -29,6 +29,7 @@ from training.demo.walk import Service, serving
 SETTLE_S = 8.0
 "Ray counts tasks every 5 s, and its metrics are 2 s behind"
 LATER = 500
+GROUPS_EACH = 4
 MEMORY_SLACK = 0.05
 "share by which memory may grow after the first round: the allocators' own variation"
 
@@ -116,19 +117,21 @@ def replica_of(service: Service) -> psutil.Process:
 
 def run(bundle: Path, requests: int, rounds: int) -> list[str]:
     """What went wrong; empty: nothing."""
-    groups = expected(bundle)
+    groups = expected(bundle, GROUPS_EACH * requests)
     wrong: list[str] = []
     with serving(bundle) as service:
         replica = replica_of(service)
         started = time.perf_counter()
-        calm = asyncio.run(storm(service, asks(groups, 4, requests, 0)[::2], 1.0, 0))
+        calm = asyncio.run(storm(service, asks(groups, GROUPS_EACH, requests, 0)[::2], 1.0, 0))
         spread_s = 2 * (time.perf_counter() - started)
         print(f"warmed up with {sum(calm.values())} requests")
         time.sleep(SETTLE_S)
         states = [left(service, replica)]
         print(states[0])
         for number in range(1, rounds + 1):
-            got = asyncio.run(storm(service, asks(groups, 4, requests, number), spread_s, number))
+            got = asyncio.run(
+                storm(service, asks(groups, GROUPS_EACH, requests, number), spread_s, number)
+            )
             after = asyncio.run(later(service, asks(groups, 2, LATER, -number)))
             time.sleep(SETTLE_S)
             states.append(left(service, replica))

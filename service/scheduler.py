@@ -250,7 +250,9 @@ class Scheduler:
     ) -> None:
         self._running = {}
         places = [place for places in batch.places for place in places]
-        self._tokens.leave(sum(len(request.rows[i]) for request, i in places))
+        tokens = sum(len(request.rows[i]) for request, i in places)
+        self._tokens.leave(tokens)
+        self._pace.note(tokens, full=self._line.rows > 0)
         self._record(batch, engine_s)
         for request in {request for request, _ in places}:
             request.engine_s += engine_s
@@ -267,7 +269,6 @@ class Scheduler:
 
     def _record(self, batch: _Batch, engine_s: float) -> None:
         lengths = [*map(len, batch.rows)]
-        self._pace.note(sum(lengths), full=self._line.rows > 0)
         prefix = batch.prefix_tokens
         computed = padded_tokens(lengths, prefix)
         real = prefix + sum(lengths) - prefix * len(lengths)
