@@ -31,7 +31,8 @@ class Engine(Protocol):
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows of token ids, each of its own length -> (B,) float32 rewards.
 
-        The first `prefix_tokens` tokens are the same in all rows; they may be computed once.
+        The first `prefix_tokens` tokens may be computed once for all rows in which they are the
+        same; every row goes on for MIN_SUFFIX_TOKENS at least.
         Raises MemoryError where fewer rows might fit.
         """
         ...
@@ -48,9 +49,9 @@ class OnnxEngine:
     never sees one that pads. Every run has at least MIN_TOKENS columns, so all of them take the
     same matrix kernels and a row's bits do not depend on its neighbours (CPU, fp32).
 
-    A prefix that rows share runs once, alone; the rest of each row runs with its states as past,
-    to the same bits. States of recent prefixes are kept within `prefix_cache_bytes`, and together
-    with those of the running batch within `max_state_bytes`: the batch comes first.
+    The prefixes of a batch run once each, together; the rest of each row runs with their states
+    as past, to the same bits. States of recent prefixes are kept within `prefix_cache_bytes`, and
+    together with those of the running batch within `max_state_bytes`: the batch comes first.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class OnnxEngine:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
         self._make_room(len(rows) * max(map(len, rows)))
         try:
-            past = self._prefix(rows[0][:prefix_tokens]) if prefix_tokens else self._empty
+            past = self._past(rows, prefix_tokens) if prefix_tokens else self._empty
             past, done = self._advance(rows, past, prefix_tokens)
             (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
         except Exception as error:
@@ -122,19 +123,43 @@ class OnnxEngine:
         """Drop kept states for those of a run, which the runtime holds twice: past and present."""
         self._states.shrink(max(0, self._max_state_bytes - 2 * state_tokens * self._token_bytes))
 
-    def _prefix(self, ids: Sequence[int]) -> States:
-        """States of a prefix: kept ones as far as they reach, the rest computed, and all kept."""
+    def _past(self, rows: Sequence[Sequence[int]], tokens: int) -> States:
+        """States of each row's first `tokens` tokens, (B or 1, KV, P, D), every kind once."""
+        prefixes = {pack(row[:tokens]): row[:tokens] for row in rows}
+        missing = [ids for packed, ids in prefixes.items() if self._states.common(packed) < tokens]
+        found = {
+            packed: self._states.get(packed, tokens)
+            for packed in prefixes
+            if self._states.common(packed) == tokens
+        }
+        if len(missing) == 1:
+            found[pack(missing[0])] = self._compute(missing[0])
+        elif missing:
+            found |= self._compute_together(missing)
+        for packed in prefixes:
+            self._states.put(packed, found[packed])
+        if len(prefixes) == 1:
+            return found[next(iter(prefixes))]
+        kinds = [found[pack(row[:tokens])] for row in rows]
+        return {name: np.concatenate([kind[name] for kind in kinds]) for name in self._empty}
+
+    def _compute(self, ids: Sequence[int]) -> States:
+        """States of one prefix: from kept ones as far as they reach."""
         packed = pack(ids)
-        known = self._states.common(packed)
-        if known < len(ids):  # what is missing is a run of its own, so not of a single token
-            known = min(known, len(ids) - MIN_TOKENS)
+        known = min(self._states.common(packed), len(ids) - MIN_TOKENS)  # no single token's run
+        if known < MIN_TOKENS:
+            known = 0
         past = self._states.get(packed, known) if known else self._empty
-        if known == len(ids):
-            return past
         past, done = self._advance([ids], past, known)
-        past = self._run_states([ids], past, done)
-        self._states.put(packed, past)
-        return past
+        return self._run_states([ids], past, done)
+
+    def _compute_together(self, prefixes: Sequence[Sequence[int]]) -> dict[bytes, States]:
+        past, done = self._advance(prefixes, self._empty, 0)
+        states = self._run_states(prefixes, past, done)
+        return {
+            pack(ids): {name: state[i : i + 1].copy() for name, state in states.items()}
+            for i, ids in enumerate(prefixes)
+        }
 
     def _advance(
         self, rows: Sequence[Sequence[int]], past: States, done: int

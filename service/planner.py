@@ -1,13 +1,18 @@
 """Which waiting rows form the next batch. Pure: packed token ids in, indices out."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from service.prefix import ITEM, TYPICAL, Costs, best_prefix, shareable_tokens
+from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, TYPICAL, Beginnings, Costs
 
 MIN_TOKENS = 2
 "rows are padded to this: a run over a single token takes another matrix kernel, with other bits"
+LEVELS, CUTS = 4, (0.85, 0.7)
+"prefixes that are tried: of the seed's own that many, and the longest cut to these shares of it"
+FAMILY_ROWS = 4
+"rows of a smaller group join a batch together; a larger group is divided by length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +36,17 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Rows to run together. Their first `prefix_tokens` tokens are the same and run once."""
+    """Rows to run together behind `prefix_tokens` of past, of which there are `prefixes` kinds."""
 
     rows: list[int]
     prefix_tokens: int = 0
+    prefixes: int = 0
 
 
-def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0) -> int:
-    """Tokens an engine run over rows of these lengths computes."""
-    return prefix_tokens + len(lengths) * max(MIN_TOKENS, max(lengths) - prefix_tokens)
+def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0, prefixes: int = 0) -> int:
+    """Tokens that are computed for rows of these lengths, their prefixes once each."""
+    suffix = max(MIN_TOKENS, max(lengths) - prefix_tokens)
+    return prefix_tokens * prefixes + len(lengths) * suffix
 
 
 def plan(
@@ -52,9 +59,11 @@ def plan(
     """The next batch. It begins with `seed`, which is always in it.
 
     rows: packed token ids of every waiting row, oldest first; cached_tokens: how much of the seed
-    the engine still has states of. Where a shared prefix pays, the rows that share it join;
-    otherwise rows of similar length. They join by nearness in length to those already there, the
-    older first among equals, while the batch stays within the budget.
+    the engine still has states of. Rows join by nearness in length to those already there, the
+    older first among equals, while the batch stays within the budget. Several batches are tried:
+    without a prefix, and with prefixes of some lengths, where only rows join whose prefix
+    another row shares. The one that answers most tokens per cost is taken, and not more of it
+    than that takes: padding ends a batch where one more run would be cheaper.
 
     >>> from service.prefix import pack
     >>> rows = [pack([7] * n) for n in (10, 50, 11, 9, 52)]
@@ -62,49 +71,112 @@ def plan(
     [0, 3, 2]
     """
     lengths = [len(row) // ITEM for row in rows]
+    best_rate, best = _fill(lengths, seed, budget, costs)
+    beginnings = Beginnings(rows)
+    for prefix in _prefixes(beginnings, seed, cached_tokens):
+        groups = beginnings.groups(prefix)
+        rate, planned = _fill(lengths, seed, budget, costs, prefix, groups, cached_tokens)
+        if rate > best_rate:
+            best_rate, best = rate, planned
+    return best
 
-    def fits(tokens: int) -> int:
-        suffix = max(MIN_TOKENS, lengths[seed] - tokens)
-        by_tokens = (budget.padded_tokens - tokens) // suffix
-        return max(1, min(by_tokens, budget.state_tokens // (tokens + suffix)))
 
-    shareable = shareable_tokens(rows, seed)
-    prefix = best_prefix(shareable, cached_tokens, fits, costs)
-    if prefix:
-        members = [i for i, tokens in enumerate(shareable) if tokens >= prefix]
-        chosen = _fill([length - prefix for length in lengths], seed, budget, prefix, members)
-        if costs.saved(len(chosen), prefix, cached_tokens) > 0:
-            return Plan(chosen, prefix)  # else the budget left too few of them
-    return Plan(_fill(lengths, seed, budget, 0, range(len(rows))))
+def _prefixes(beginnings: Beginnings, seed: int, cached_tokens: int) -> list[int]:
+    """Lengths of prefixes worth trying: those that save the seed's own rows most, or shorter ones
+    at which other groups join."""
+    counts = Counter(beginnings.shared_with(seed))
+    saving, sharing = {}, 0
+    for tokens in sorted(counts, reverse=True):
+        sharing += counts[tokens]
+        saving[tokens] = sharing * tokens
+    levels = sorted(saving, key=lambda tokens: (-saving[tokens], -tokens))[:LEVELS]
+    if levels:
+        own = max(levels)
+        others = sorted({t for t in beginnings.longest() if HEAD_TOKENS <= t < own}, reverse=True)
+        for share in CUTS:
+            levels += [t for t in others if t >= share * own][-1:]
+    if cached_tokens >= HEAD_TOKENS:
+        levels.append(cached_tokens)
+    return list(dict.fromkeys(levels))
 
 
 def _fill(
-    lengths: Sequence[int], seed: int, budget: Budget, prefix: int, members: Sequence[int]
-) -> list[int]:
-    """Members around the seed in length; lengths are those after the prefix."""
-    order = sorted(members, key=lambda i: (lengths[i], i))
-    first = bisect_left(order, (lengths[seed], seed), key=lambda i: (lengths[i], i))
-    batch = [seed]
-    longest = max(MIN_TOKENS, lengths[seed])
-    shortest, tokens = longest, lengths[seed]
-    below, above = first - 1, first + 1
-    while below >= 0 or above < len(order):
-        shorter = lengths[order[below]] if below >= 0 else None
-        longer = lengths[order[above]] if above < len(order) else None
-        take_shorter = longer is None or (
-            shorter is not None and shortest - shorter <= longer - longest
-        )
-        row = order[below] if take_shorter else order[above]
-        columns, count = max(longest, lengths[row]), len(batch) + 1
-        size, real = prefix + columns * count, prefix + tokens + lengths[row]
-        if (
+    lengths: Sequence[int],
+    seed: int,
+    budget: Budget,
+    costs: Costs,
+    prefix: int = 0,
+    groups: Sequence[int | None] = (),
+    cached_tokens: int = 0,
+) -> tuple[float, Plan]:
+    """Tokens answered per cost, and the batch that answers most. `groups` only with a prefix."""
+    batch: list[int] = []
+    heads: set[int | None] = set()
+    best_rate, best = 0.0, Plan([seed])
+    longest = answered = 0
+    for row in _nearest(lengths, seed, prefix, groups):
+        batch.append(row)
+        if prefix:
+            heads.add(groups[row])
+        longest = max(longest, MIN_TOKENS, lengths[row] - prefix)
+        answered += lengths[row]
+        size = longest * len(batch)
+        waste = size - (answered - prefix * len(batch))
+        if len(batch) > 1 and (
             size > budget.padded_tokens
-            or size - real > budget.padding * size
-            or (prefix + columns) * count > budget.state_tokens
+            or prefix * len(heads) > max(prefix, budget.padded_tokens)
+            or waste > budget.padding * (size + prefix * len(heads))
+            or (prefix + longest) * len(batch) > budget.state_tokens
         ):
             break
-        batch.append(row)
-        longest, shortest = columns, min(shortest, lengths[row])
-        tokens += lengths[row]
-        below, above = (below - 1, above) if take_shorter else (below, above + 1)
-    return batch
+        computed = prefix * len(heads) - min(prefix, cached_tokens)
+        rate = answered / costs.batch(len(batch), longest, prefix, computed)
+        if rate > best_rate:
+            best_rate, best = rate, Plan(batch[:], prefix, len(heads))
+    return best_rate, best
+
+
+def _nearest(
+    lengths: Sequence[int], seed: int, prefix: int, groups: Sequence[int | None]
+) -> Iterator[int]:
+    """The seed, then the others by nearness in length to those before them.
+
+    With a prefix, only rows of groups; a small group counts as long as its longest row, so that
+    its rows come together.
+    """
+    if not prefix:
+        members, size = list(range(len(lengths))), list(lengths)
+    else:
+        members = [
+            i
+            for i, group in enumerate(groups)
+            if i == seed or (group is not None and lengths[i] >= prefix + MIN_SUFFIX_TOKENS)
+        ]
+        size = _family_sizes(lengths, groups, members)
+    order = sorted(members, key=lambda i: (size[i], i))
+    first = bisect_left(order, (size[seed], seed), key=lambda i: (size[i], i))
+    yield seed
+    shortest = longest = size[seed]
+    below, above = first - 1, first + 1
+    while below >= 0 or above < len(order):
+        down = shortest - size[order[below]] if below >= 0 else None
+        up = size[order[above]] - longest if above < len(order) else None
+        if up is None or (down is not None and down <= up):
+            row, below = order[below], below - 1
+        else:
+            row, above = order[above], above + 1
+        yield row
+        shortest, longest = min(shortest, size[row]), max(longest, size[row])
+
+
+def _family_sizes(
+    lengths: Sequence[int], groups: Sequence[int | None], members: Sequence[int]
+) -> list[int]:
+    rows: dict[int | None, list[int]] = {}
+    for i in members:
+        rows.setdefault(groups[i], []).append(lengths[i])
+    size = list(lengths)
+    for i in members:
+        if groups[i] is not None and len(rows[groups[i]]) <= FAMILY_ROWS:
+            size[i] = max(rows[groups[i]])
+    return size

@@ -1,8 +1,9 @@
-"""Which rows share a prefix, and what that saves. Pure: packed token ids in, numbers out."""
+"""Which rows begin alike, and what sharing that saves. Pure: packed token ids in, numbers out."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 MIN_SUFFIX_TOKENS = 2
 "a run on a past never has one token per row: that takes another matrix kernel, with other bits"
@@ -14,28 +15,28 @@ ITEM = 4
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What sharing a prefix costs, in tokens that the engine computes in the same time.
+    """What runs cost, in tokens that the engine computes in the same time.
 
     Measured when an engine warms up (service/warmup.py); the defaults are of a small model on a
     CPU. They decide how fast rewards come, never which.
     """
 
-    run_tokens: float = 96.0
-    "one more engine run"
+    run_tokens: float = 48.0
+    "an engine run, whatever is in it"
     past_token: float = 0.05
     "one token of the past, for one row: its states are copied and attended to"
 
-    def saved(self, rows: int, tokens: int, cached_tokens: int = 0) -> float:
-        """Tokens' worth of time that `rows` rows save when they share their first `tokens`.
+    def batch(self, rows: int, columns: int, prefix_tokens: int = 0, computed: int = 0) -> float:
+        """Rows padded to `columns` tokens each behind `prefix_tokens` of past.
 
-        Of those, `cached_tokens` have states from an earlier run; the rest is computed once.
+        computed: tokens of prefixes that a run before it computes, of all rows together.
 
-        >>> Costs(run_tokens=90, past_token=0).saved(rows=4, tokens=100)
-        210
+        >>> Costs(run_tokens=50, past_token=0.1).batch(8, 20, prefix_tokens=100, computed=100)
+        440.0
         """
-        missing = max(0, tokens - cached_tokens)
-        once = missing + self.run_tokens if missing else 0
-        return rows * tokens * (1 - self.past_token) - once
+        runs = 2 if computed else 1
+        past = self.past_token * rows * prefix_tokens
+        return runs * self.run_tokens + rows * columns + computed + past
 
 
 TYPICAL = Costs()
@@ -64,44 +65,65 @@ def common_tokens(first: bytes, second: bytes) -> int:
     return low
 
 
-def shareable_tokens(rows: Sequence[bytes], seed: int) -> list[int]:
-    """For every row, how many of its first tokens could come from states computed for the seed.
+def shareable_tokens(first: bytes, second: bytes) -> int:
+    """How many of their first tokens two packed rows can share.
 
-    0 where that is less than HEAD_TOKENS; always MIN_SUFFIX_TOKENS less than the shorter row.
+    0 below HEAD_TOKENS; always MIN_SUFFIX_TOKENS less than the shorter row.
     """
-    first = rows[seed]
-    head = first[: HEAD_TOKENS * ITEM]
-    return [_shareable(first, row) if row.startswith(head) else 0 for row in rows]
-
-
-def _shareable(first: bytes, row: bytes) -> int:
-    most = min(len(first), len(row)) // ITEM - MIN_SUFFIX_TOKENS
-    tokens = min(common_tokens(first, row), most)
+    if first[: HEAD_TOKENS * ITEM] != second[: HEAD_TOKENS * ITEM]:
+        return 0
+    most = min(len(first), len(second)) // ITEM - MIN_SUFFIX_TOKENS
+    tokens = min(common_tokens(first, second), most)
     return tokens if tokens >= HEAD_TOKENS else 0
 
 
-def best_prefix(
-    shareable: Sequence[int],
-    cached_tokens: int = 0,
-    fits: Callable[[int], int] = lambda tokens: 1 << 40,
-    costs: Costs = TYPICAL,
-) -> int:
-    """Tokens of the prefix that saves most in the next batch, 0 where none saves anything.
+class Beginnings:
+    """What every two of some packed rows share, from one sorting: equal beginnings stand together.
 
-    cached_tokens: how many of the seed's first tokens have kept states; fits(t): how many rows
-    the batch holds behind t tokens. Considering every row's own share finds the best of several
-    levels: a system prompt of many rows against a whole prompt of a few.
+    Where a row that ends early stands between two others, up to MIN_SUFFIX_TOKENS less is found.
 
-    >>> best_prefix([500, 500, 500, 80, 80, 0])
-    500
+    >>> rows = [[*range(20), 7, 7], [5] * 30, [*range(20), 8, 8, 8]]
+    >>> Beginnings([*map(pack, rows)]).groups(20)
+    [0, None, 0]
     """
-    shared = sorted(filter(None, shareable), reverse=True)
-    rows = {tokens: sharing for sharing, tokens in enumerate(shared, 1)}
-    if HEAD_TOKENS <= cached_tokens <= max(shared, default=0):
-        rows[cached_tokens] = sum(tokens >= cached_tokens for tokens in shared)
-    saved = {
-        tokens: costs.saved(min(sharing, fits(tokens)), tokens, cached_tokens)
-        for tokens, sharing in rows.items()
-    }
-    tokens = max(saved, key=lambda t: (saved[t], t), default=0)
-    return tokens if saved.get(tokens, 0) > 0 else 0
+
+    def __init__(self, rows: Sequence[bytes]) -> None:
+        self._order = sorted(range(len(rows)), key=rows.__getitem__)
+        self._place = {row: place for place, row in enumerate(self._order)}
+        self._shared = [shareable_tokens(rows[i], rows[j]) for i, j in pairwise(self._order)]
+        "of each row in that order with the next one"
+
+    def shared_with(self, row: int) -> list[int]:
+        """What other rows share with this one, the most first, without zeros."""
+        place = self._place[row]
+        after = _minima(self._shared[place:])
+        before = _minima(reversed(self._shared[:place]))
+        return sorted((*after, *before), reverse=True)
+
+    def longest(self) -> list[int]:
+        """For every row, the most it shares with any other."""
+        longest = [0] * len(self._order)
+        for (i, j), tokens in zip(pairwise(self._order), self._shared, strict=True):
+            longest[i], longest[j] = max(longest[i], tokens), max(longest[j], tokens)
+        return longest
+
+    def groups(self, tokens: int) -> list[int | None]:
+        """For every row, which rows have the same first `tokens`: equal numbers; None: no other."""
+        groups: list[int | None] = [None] * len(self._order)
+        number = 0
+        for (i, j), shared in zip(pairwise(self._order), self._shared, strict=True):
+            if shared >= tokens:
+                groups[i] = groups[j] = number
+            else:
+                number += 1
+        return groups
+
+
+def _minima(shared: Iterator[int] | Sequence[int]) -> Iterator[int]:
+    """Running minimum, until it is 0."""
+    least = 1 << 40
+    for tokens in shared:
+        least = min(least, tokens)
+        if not least:
+            return
+        yield least

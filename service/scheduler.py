@@ -54,6 +54,7 @@ class _Batch:
     places: list[list[Place]]
     "for each row, everybody it answers"
     prefix_tokens: int
+    prefixes: int
     cached_tokens: int
 
 
@@ -229,6 +230,7 @@ class Scheduler:
             [packed[i] for i in planned.rows],
             self._line.take(chosen),
             planned.prefix_tokens,
+            planned.prefixes,
             min(planned.prefix_tokens, cached_tokens),
         )
         self._gauge()
@@ -269,15 +271,12 @@ class Scheduler:
 
     def _record(self, batch: _Batch, engine_s: float) -> None:
         lengths = [*map(len, batch.rows)]
-        prefix = batch.prefix_tokens
-        computed = padded_tokens(lengths, prefix)
-        real = prefix + sum(lengths) - prefix * len(lengths)
+        computed = padded_tokens(lengths, batch.prefix_tokens, batch.prefixes)
+        shared = batch.prefix_tokens * (len(lengths) - batch.prefixes)
         answered = sum(map(len, batch.places))
         self._recorder.add(metrics.TOKENS, sum(lengths))
-        self._recorder.add(
-            metrics.SHARED, prefix * (len(lengths) - 1) + batch.cached_tokens if prefix else 0
-        )
-        self._recorder.add(metrics.PADDING, computed - real)
+        self._recorder.add(metrics.SHARED, shared + batch.cached_tokens)
+        self._recorder.add(metrics.PADDING, computed - (sum(lengths) - shared))
         self._recorder.add(metrics.REUSED, answered - len(lengths), "in_flight")
         self._recorder.observe(metrics.BATCH_ROWS, len(batch.rows))
         self._recorder.observe(metrics.ENGINE, engine_s)

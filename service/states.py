@@ -41,7 +41,7 @@ class StateCache:
 
     def put(self, row: bytes, states: States) -> None:
         """Keep the states of all of the row's tokens; those of its beginnings are dropped."""
-        if _nbytes(states) > self._max_bytes:
+        if _nbytes(states) > self._max_bytes or self.common(row) == len(row) // ITEM:
             return
         for entry in self._candidates(row):
             if row.startswith(entry):

@@ -7,6 +7,8 @@ from service.engine import Engine
 from service.prefix import TYPICAL, Costs
 
 ROWS, PREFIX_TOKENS, SUFFIX_TOKENS = 4, 128, 16
+PLANNING_S = 0.001
+"what the scheduler takes between two runs, about"
 REPEATS = 3
 TOKEN = 0
 "the fastest counts: whatever else the machine does can only add to it"
@@ -31,7 +33,7 @@ def measure_costs(engine: Engine, max_tokens: int) -> Costs:
     token = (run_long - run_short) / (ROWS * prefix)
     if token <= 0:
         return TYPICAL
-    run = max(0.0, run_least - token * SUFFIX_TOKENS)
+    run = max(0.0, run_least - token * SUFFIX_TOKENS) + PLANNING_S
     past = (run_past - run_short) / (ROWS * prefix)
     return Costs(run_tokens=run / token, past_token=min(1.0, max(0.0, past / token)))
 

@@ -11,8 +11,8 @@ from service.planner import MIN_TOKENS, Budget, padded_tokens, plan
 from service.prefix import (
     HEAD_TOKENS,
     MIN_SUFFIX_TOKENS,
+    Beginnings,
     Costs,
-    best_prefix,
     common_tokens,
     pack,
     shareable_tokens,
@@ -42,31 +42,48 @@ def test_the_examples_in_the_docstrings_hold(module) -> None:
     assert result.failed == 0 and result.attempted > 0
 
 
-@given(ROWS, BUDGETS, st.data())
-def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, data) -> None:
+@given(ROWS, BUDGETS, COSTS, st.data())
+def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, costs, data) -> None:
     seed = data.draw(st.integers(0, len(rows) - 1))
-    planned = plan([*map(pack, rows)], seed, budget)
+    planned = plan([*map(pack, rows)], seed, budget, costs=costs)
     assert planned.rows[0] == seed and len(set(planned.rows)) == len(planned.rows)
+    prefix, prefixes = planned.prefix_tokens, planned.prefixes
+    assert len({tuple(rows[i][:prefix]) for i in planned.rows}) == prefixes or not prefix
     if len(planned.rows) > 1:
         lengths = [len(rows[i]) for i in planned.rows]
-        size = padded_tokens(lengths, planned.prefix_tokens)
-        real = sum(lengths) - planned.prefix_tokens * (len(lengths) - 1)
-        assert size <= budget.padded_tokens
+        size = padded_tokens(lengths, prefix, prefixes)
+        real = sum(lengths) - prefix * (len(lengths) - prefixes)
+        assert size - prefix * prefixes <= budget.padded_tokens
+        assert prefix * prefixes <= max(prefix, budget.padded_tokens)
         assert size - real <= budget.padding * size
-        columns = max(MIN_TOKENS, max(lengths) - planned.prefix_tokens)
-        assert (planned.prefix_tokens + columns) * len(lengths) <= budget.state_tokens
+        columns = max(MIN_TOKENS, max(lengths) - prefix)
+        assert (prefix + columns) * len(lengths) <= budget.state_tokens
 
 
 @given(ROWS, BUDGETS, st.integers(0, 220), COSTS)
-def test_a_planned_prefix_is_common_leaves_two_tokens_and_pays(rows, budget, cached, costs) -> None:
+def test_a_planned_prefix_leaves_two_tokens_and_is_shared(rows, budget, cached, costs) -> None:
     cached = min(cached, max(0, len(rows[0]) - MIN_SUFFIX_TOKENS))
     planned = plan([*map(pack, rows)], 0, budget, cached, costs)
-    chosen = [rows[i] for i in planned.rows]
     tokens = planned.prefix_tokens
-    assert all(row[:tokens] == chosen[0][:tokens] for row in chosen)
     if tokens:
-        assert all(len(row) >= tokens + MIN_SUFFIX_TOKENS for row in chosen)
-        assert costs.saved(len(chosen), tokens, cached) > 0
+        assert all(len(rows[i]) >= tokens + MIN_SUFFIX_TOKENS for i in planned.rows)
+        assert planned.prefixes < len(planned.rows) or cached
+
+
+@given(ROWS, BUDGETS, COSTS)
+def test_a_prefix_never_makes_a_batch_dearer_than_none(rows, budget, costs) -> None:
+    """Tokens answered per cost, against the batch that is planned where nothing is shared."""
+    planned = plan([*map(pack, rows)], 0, budget, costs=costs)
+    apart = [[1000 * i + 5] * len(row) for i, row in enumerate(rows)]
+    without = plan([*map(pack, apart)], 0, budget, costs=costs)
+
+    def rate(plan) -> float:
+        lengths = [len(rows[i]) for i in plan.rows]
+        columns = max(MIN_TOKENS, max(lengths) - plan.prefix_tokens)
+        computed = plan.prefix_tokens * plan.prefixes
+        return sum(lengths) / costs.batch(len(lengths), columns, plan.prefix_tokens, computed)
+
+    assert rate(planned) >= rate(without) * (1 - 1e-9)
 
 
 @given(ROWS, BUDGETS)
@@ -87,15 +104,34 @@ def test_equal_lengths_fill_the_budget_oldest_first(length, count) -> None:
     assert sorted(plan([*map(pack, rows)], 0, budget).rows) == list(range(min(count, 10)))
 
 
+def test_padding_ends_a_batch_where_another_run_is_cheaper() -> None:
+    rows = [pack([1000 * i + j for j in range(100 if i < 8 else 130)]) for i in range(16)]
+    assert plan(rows, 0, Budget(1 << 20, 0.9), costs=Costs(run_tokens=20)).rows == [*range(8)]
+    assert len(plan(rows, 0, Budget(1 << 20, 0.9), costs=Costs(run_tokens=2000)).rows) == 16
+
+
 def test_of_two_levels_the_one_that_saves_more_is_taken() -> None:
     system = list(range(60))
     prompts = [system + [1000 * p + i for i in range(300)] for p in range(1, 4)]
     group = [[*prompts[0], 7, i, 9] for i in range(8)]
-    others = [[*prompt, 7, 8] for prompt in prompts[1:] * 2]
-    first = [pack(row) for row in (*group, *others)]
-    assert best_prefix(shareable_tokens(first, 0)) == 361
-    second = [pack(row) for row in (group[0], *others * 4)]
-    assert best_prefix(shareable_tokens(second, 0)) == 60
+    others = [[*prompt, 7, 8] for prompt in prompts[1:]]
+    budget = Budget(4096, 0.15)
+    first = plan([pack(row) for row in (*group, *others)], 0, budget)
+    assert (first.prefix_tokens, sorted(first.rows)) == (361, [*range(8)])
+    singles = [[*system, *range(1000 * i, 1000 * i + 30)] for i in range(1, 9)]
+    assert plan([*map(pack, singles)], 0, budget).prefix_tokens == 60
+
+
+def test_pairs_of_many_prompts_share_in_one_batch() -> None:
+    """Chosen and rejected of 12 conversations of 150 to 161 tokens."""
+    rows = [
+        pack([1000 * p] * (150 + p) + [90_000 + 2 * p + side] * (30 + 3 * side))
+        for p in range(12)
+        for side in (0, 1)
+    ]
+    planned = plan(rows, 0, Budget(4096, 0.15))
+    assert planned.prefix_tokens >= 140 and len(planned.rows) >= 12
+    assert planned.prefixes == len(planned.rows) // 2
 
 
 @pytest.mark.parametrize("waiting", [64, 256, 1024])
@@ -108,7 +144,8 @@ def test_a_long_line_does_not_hide_a_group(waiting: int) -> None:
         for r in range(16)
     ]
     planned = plan(rows, 0, Budget(padded_tokens=4096, padding=0.15))
-    assert planned.prefix_tokens == 500 and len(planned.rows) == 16
+    assert planned.prefix_tokens == 500
+    assert len(planned.rows) / planned.prefixes == 16
 
 
 def test_a_prefix_shorter_than_a_head_is_never_shared() -> None:
@@ -126,21 +163,42 @@ def test_common_tokens_is_the_longest_common_start(first, second) -> None:
 def test_a_prefix_is_shared_exactly_where_that_is_cheaper(count, tokens, costs) -> None:
     """Against the cost of both ways, counted by hand."""
     rows = [pack([*range(tokens), 1000 + i, 7, 8]) for i in range(count)]
-    apart = count * (tokens + 3)
-    together = costs.run_tokens + tokens + count * (3 + costs.past_token * tokens)
+    apart = costs.run_tokens + count * (tokens + 3)
+    behind = count * (3 + costs.past_token * tokens)
+    together = 2 * costs.run_tokens + tokens + behind
     planned = plan(rows, 0, Budget(1 << 30, 0.0), costs=costs)
     assume(abs(apart - together) > 1e-6 * apart)  # a tie may go either way
     assert (planned.prefix_tokens == tokens) == (together < apart)
 
 
-def test_a_kept_system_prompt_pays_for_part_of_a_longer_prefix() -> None:
-    costs = Costs(run_tokens=50, past_token=0)
-    assert costs.saved(2, 300, cached_tokens=0) == 250
-    assert costs.saved(2, 300, cached_tokens=200) == 450
-    assert costs.saved(2, 300, cached_tokens=300) == 600
+def test_kept_states_make_a_prefix_cheaper() -> None:
+    rows = [pack([*range(100), 1000 + i, 7, 8]) for i in range(2)]
+    costs = Costs(run_tokens=90, past_token=0.01)
+    assert plan(rows, 0, Budget(4096, 0.1), 0, costs).prefix_tokens == 100
+    costs = Costs(run_tokens=110, past_token=0.01)
+    assert plan(rows, 0, Budget(4096, 0.1), 0, costs).prefix_tokens == 0
+    assert plan(rows, 0, Budget(4096, 0.1), 100, costs).prefix_tokens == 100
+    assert plan(rows[:1], 0, Budget(4096, 0.1), 100, costs).prefix_tokens == 100
 
 
 def test_a_divided_budget_still_runs_a_row() -> None:
     small = Budget(100, 0.1, 50).divided(64)
     assert (small.padded_tokens, small.state_tokens) == (1, 1)
     assert plan([pack([1, 2, 3])] * 4, 0, small).rows == [0]
+
+
+@given(ROWS)
+def test_beginnings_are_those_of_every_two_rows(rows) -> None:
+    """But for two tokens, where a row that ends early stands between."""
+    packed = [*map(pack, rows)]
+    beginnings = Beginnings(packed)
+    for i, row in enumerate(packed):
+        others = [shareable_tokens(row, other) for j, other in enumerate(packed) if j != i]
+        most = sorted(others, reverse=True)
+        found = [*beginnings.shared_with(i), *[0] * len(rows)]
+        for truth, here in zip(most, found, strict=False):
+            assert here <= truth
+            assert here >= truth - MIN_SUFFIX_TOKENS or truth < HEAD_TOKENS + MIN_SUFFIX_TOKENS
+        assert beginnings.longest()[i] == found[0]
+        for tokens in set(found) - {0}:
+            assert beginnings.groups(tokens)[i] is not None

@@ -219,6 +219,18 @@ def test_prompts_take_the_states_of_their_common_system_prompt(bundle: Bundle) -
 
 
 @pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])
+def test_a_batch_has_prefixes_of_many_kinds(bundle: Bundle) -> None:
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    prompts, tails = _rows(4, 40), _rows(12, 9, seed=1)
+    rows = [[*prompts[i % 4], *tails[i][: 2 + i % 8]] for i in range(12)]
+    alone = [engine.run([row])[0] for row in rows]
+    engine.run([rows[1]], 40)  # one kind is kept, three are computed
+    assert engine.run(rows, 40).tolist() == alone
+    assert [engine.cached_tokens(row) for row in rows] == [40] * 12
+    assert engine.run(rows, 40).tolist() == alone
+    assert engine.run(rows, 31).tolist() == alone
+
+
 def test_long_rows_run_in_chunks_to_the_same_bits(bundle: Bundle, monkeypatch, lengths) -> None:
     rows = [_rows(1, length, seed=length)[0] for length in lengths]
     engine = OnnxEngine(bundle, "fp32", "cpu", 2)
@@ -402,7 +414,7 @@ def test_planning_over_a_huge_line_stays_short(scheduler, engine, shared: int) -
 
 def test_states_that_fail_blame_no_row(bundle: Bundle) -> None:
     class NoStates(OnnxEngine):
-        def _prefix(self, ids):
+        def _past(self, rows, tokens):
             raise MemoryError("no room for states")
 
     scheduler = Scheduler(NoStates(bundle, "fp32", "cpu"), BUDGET, max_queued_tokens=100_000)
