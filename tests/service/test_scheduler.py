@@ -218,7 +218,6 @@ def test_prompts_take_the_states_of_their_common_system_prompt(bundle: Bundle) -
     assert engine.cached_tokens(rows[1]) == 80
 
 
-@pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])
 def test_a_batch_has_prefixes_of_many_kinds(bundle: Bundle) -> None:
     engine = OnnxEngine(bundle, "fp32", "cpu", 2)
     prompts, tails = _rows(4, 40), _rows(12, 9, seed=1)
@@ -231,6 +230,7 @@ def test_a_batch_has_prefixes_of_many_kinds(bundle: Bundle) -> None:
     assert engine.run(rows, 31).tolist() == alone
 
 
+@pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])
 def test_long_rows_run_in_chunks_to_the_same_bits(bundle: Bundle, monkeypatch, lengths) -> None:
     rows = [_rows(1, length, seed=length)[0] for length in lengths]
     engine = OnnxEngine(bundle, "fp32", "cpu", 2)
