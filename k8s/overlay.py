@@ -129,6 +129,7 @@ def _config_map(path: Path, generator: Object) -> Object:
     for file in generator.get("envs", []):
         lines = (path / file).read_text(encoding="utf-8").splitlines()
         data |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    data |= dict(literal.split("=", 1) for literal in generator.get("literals", []))
     metadata = {"name": generator["name"]}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
