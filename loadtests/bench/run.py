@@ -55,7 +55,8 @@ def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> d
             if "mixed" in names:
                 result["mixed"] = others.mixed(b)
         b.note_memory()
-        result["pss_bytes"] = b.peak_pss
+        result["pss_bytes"] = sum(b.peak_pss.values())
+        result["pss_by_process"] = b.peak_pss
         result["fingerprint"] = offline.fingerprint()
     if "no-op" in names:
         result["no_op"] = others.no_op(bundle, words, sizes, say)
