@@ -70,7 +70,7 @@ class Bench:
     "bytes by the name of the service's processes, when they were most in all"
 
     def writer(self, *where: int) -> Writer:
-        return Writer(self.words, hash((self.seed, *where)) % 2**32)
+        return Writer(self.words, self.seed, *where)
 
     @contextmanager
     def only(self, system: Server | None) -> Iterator[None]:
