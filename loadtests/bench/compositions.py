@@ -92,10 +92,12 @@ def compositions(bundle: Path, runs: int, say: Callable[[str], None]) -> dict[st
     tokens, saved, padding = (
         counted[f"reward_{name}_total"] for name in ("tokens", "shared_tokens", "padding_tokens")
     )
+    # rows that were answered by another one's run are none; a Ray histogram's sum is approximate
+    ran = rows - counted.get("reward_reused_rows_total", 0.0)
     result = {
         "runs": counted["reward_batch_rows_count"],
         "rows": rows,
-        "rows_per_run": counted["reward_batch_rows_sum"] / counted["reward_batch_rows_count"],
+        "rows_per_run": ran / counted["reward_batch_rows_count"],
         "padding_share": padding / (tokens - saved + padding),
         "shared_tokens": saved / tokens,
         "differing": differing,

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loadtests.bench.offline import Offline
-from loadtests.bench.processes import paused, pss_bytes
+from loadtests.bench.processes import paused, pss_by_name
 from loadtests.bench.servers import Server
 from loadtests.bench.workloads import Writer
 from service.manifest import Architecture
@@ -66,10 +66,11 @@ class Bench:
     baselines: list[Server]
     seed: int
     say: Callable[[str], None]
-    peak_pss: int = 0
+    peak_pss: dict[str, int] = field(default_factory=dict)
+    "bytes by the name of the service's processes, when they were most in all"
 
     def writer(self, *where: int) -> Writer:
-        return Writer(self.words, hash((self.seed, *where)) % 2**32)
+        return Writer(self.words, self.seed, *where)
 
     @contextmanager
     def only(self, system: Server | None) -> Iterator[None]:
@@ -78,7 +79,9 @@ class Bench:
             yield
 
     def note_memory(self) -> None:
-        self.peak_pss = max(self.peak_pss, pss_bytes(self.service.pid))
+        now = pss_by_name(self.service.pid)
+        if sum(now.values()) > sum(self.peak_pss.values()):
+            self.peak_pss = now
 
 
 def rows_of(rows: list[Row], workload: str, system: str) -> list[Row]:

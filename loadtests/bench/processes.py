@@ -57,9 +57,19 @@ def tree(root: int) -> list[Process]:
     return [p for p in alive if p.pid in found or p.session in sessions]
 
 
+def pss_by_name(root: int) -> dict[str, int]:
+    """Proportional set size of the tree in bytes: what several processes share counts once in all.
+
+    Summed over processes of the same name.
+    """
+    sizes: dict[str, int] = defaultdict(int)
+    for process in tree(root):
+        sizes[process.name] += _pss(process.pid)
+    return dict(sizes)
+
+
 def pss_bytes(root: int) -> int:
-    """Proportional set size of the tree: what several processes share is counted once in all."""
-    return sum(_pss(process.pid) for process in tree(root))
+    return sum(pss_by_name(root).values())
 
 
 def cpu_seconds(root: int) -> dict[str, float]:

@@ -110,6 +110,9 @@ def _print(result: dict[str, Any]) -> None:
     for name in ("one", "mixed", "no_op"):
         if name in result:
             console.print(f"{name}: {figures(result[name])}")
+    largest = sorted(result["pss_by_process"].items(), key=lambda each: -each[1])[:4]
+    parts = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in largest)
+    console.print(f"memory: {result['pss_bytes'] / 2**20:.0f} MiB, of which {parts}")
     for goal in result["goals"]:
         mark = "reached" if goal["reached"] else "MISSED "
         console.print(f"{mark}  {goal['what']}: {goal['measured']:.3f} (goal {goal['goal']})")

@@ -13,6 +13,7 @@ import datetime
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ ROOM = Path("runs/bench")
 OTHERS = ("one", "mixed", "no-op")
 
 
-def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> dict[str, Any]:
+def bench(
+    bundle: Path, names: Sequence[str], sizes: Sizes, systems: Sequence[str]
+) -> dict[str, Any]:
     """Everything but the report. Raises WrongReward."""
     started = time.perf_counter()
 
@@ -55,7 +58,8 @@ def bench(bundle: Path, names: list[str], sizes: Sizes, systems: list[str]) -> d
             if "mixed" in names:
                 result["mixed"] = others.mixed(b)
         b.note_memory()
-        result["pss_bytes"] = b.peak_pss
+        result["pss_bytes"] = sum(b.peak_pss.values())
+        result["pss_by_process"] = b.peak_pss
         result["fingerprint"] = offline.fingerprint()
     if "no-op" in names:
         result["no_op"] = others.no_op(bundle, words, sizes, say)
@@ -82,8 +86,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tiny model and little of all")
     parser.add_argument("--bundle", type=Path, help="measure this bundle instead")
-    parser.add_argument("--workloads", default=",".join([*THROUGHPUT, *OTHERS]))
-    parser.add_argument("--systems", default="serve_batch,one_by_one", help="baselines, or none")
+    workloads, baselines = (*THROUGHPUT, *OTHERS), ("serve_batch", "one_by_one")
+    parser.add_argument("--workloads", default=workloads, type=_some(workloads))
+    parser.add_argument("--systems", default=baselines, type=_some(baselines), help="baselines")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--soak", type=int, metavar="REQUESTS")
@@ -94,6 +99,20 @@ def main() -> None:
         _run(arguments)
     except WrongReward as error:
         sys.exit(f"wrong reward: {error}")
+
+
+def _some(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Of an option: some of the known names, with commas between them; or "none"."""
+
+    def parse(text: str) -> list[str]:
+        names = [] if text == "none" else text.split(",")
+        if unknown := set(names) - set(known):
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(sorted(unknown))}: not of {', '.join(known)}"
+            )
+        return names
+
+    return parse
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -110,9 +129,8 @@ def _run(arguments: argparse.Namespace) -> None:
     sizes = QUICK if arguments.quick else FULL
     if arguments.rounds:
         sizes = replace(sizes, rounds=arguments.rounds)
-    names = [name for name in arguments.workloads.split(",") if name]
-    systems = [name for name in arguments.systems.split(",") if name and name != "none"]
-    result = bench(bundle(model.QUICK if arguments.quick else model.BENCH), names, sizes, systems)
+    shape = model.QUICK if arguments.quick else model.BENCH
+    result = bench(bundle(shape), arguments.workloads, sizes, arguments.systems)
     report.write(arguments.out / f"bench-{_stamp()}", result)
 
 

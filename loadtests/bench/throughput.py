@@ -170,8 +170,9 @@ def _difference(before: dict[str, float], after: dict[str, float]) -> Row:
     saved = grown.get("reward_shared_tokens_total", 0.0)
     padding = grown.get("reward_padding_tokens_total", 0.0)
     runs = grown.get("reward_batch_rows_count", 0.0)
+    rows = grown.get("reward_rows_total", 0.0)  # a Ray histogram's sum is made of bucket middles
     return {
         "padding_share": padding / (tokens - saved + padding) if tokens else None,
         "prefix_hit_rate": saved / tokens if tokens else None,
-        "rows_per_run": grown.get("reward_batch_rows_sum", 0.0) / runs if runs else None,
+        "rows_per_run": rows / runs if runs else None,
     }

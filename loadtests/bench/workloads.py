@@ -53,7 +53,7 @@ class Workload:
 class Writer:
     """Texts of exactly so many tokens, from a seed."""
 
-    def __init__(self, words: Sequence[str], seed: int) -> None:
+    def __init__(self, words: Sequence[str], *seed: int) -> None:
         self._words = np.array(words)
         self._random = np.random.default_rng(seed)
 

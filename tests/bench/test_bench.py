@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from loadtests.bench import report, run
+from loadtests.bench.compositions import compositions
 from loadtests.bench.plan import QUICK
+from loadtests.bench.soak import soak
 from service.bundle import Bundle
 
 EVERYTHING = ["singles", "batches", "groups", "long", "one", "mixed", "no-op"]
@@ -31,6 +33,16 @@ def test_one_run_measures_every_system_and_writes_its_results(
     assert written["no_op"]["null_engine_per_s"] > 0
     assert written["pss_bytes"] > 300 * 2**20  # Ray alone takes more
     assert len(written["goals"]) == 12
+
+
+def test_a_soak_and_random_compositions_check_every_reward(bundle: Bundle) -> None:
+    """In small: whether memory is flat takes more requests than a test has time for."""
+    soaked = soak(bundle.path, 400, print)
+    assert len(soaked["pss_bytes"]) == 100 and min(soaked["pss_bytes"]) > 300 * 2**20
+    assert abs(soaked["growth"]) < 0.2
+    composed = compositions(bundle.path, 300, print)
+    assert composed["runs"] >= 300 and composed["differing"] == 0
+    assert composed["reached"] and composed["shared_tokens"] > 0.05
 
 
 def test_a_summary_is_the_median_of_ratios_within_rounds() -> None:
