@@ -53,9 +53,10 @@ class GrpcApi:
             self._greet(context, entry)
             asked = _parse(request)
             pairs = asked.as_pairs(self._max_pairs)
-            entry.scores = await self._scorer.score(
-                pairs, asked.truncation, asked.deadline_s(self._deadline_s)
-            )
+            deadline_s = asked.deadline_s(self._deadline_s)
+            if asked.deadline_ms is not None:
+                self._scorer.refuse_hopeless(deadline_s)
+            entry.scores = await self._scorer.score(pairs, asked.truncation, deadline_s)
             entry.code = "OK"
             context.set_trailing_metadata([("x-request-id", entry.request_id)])
             return self._response(entry.scores, entry.request_id)

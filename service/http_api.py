@@ -111,7 +111,10 @@ def build_http(
         """Score pairs. Each gets one reward; identical requests get identical bits."""
         asked = parse_json(await request.body())
         pairs = asked.as_pairs(config.max_pairs)
-        scores = await scorer.score(pairs, asked.truncation, asked.deadline_s(config.deadline_s))
+        deadline_s = asked.deadline_s(config.deadline_s)
+        if asked.deadline_ms is not None:
+            scorer.refuse_hopeless(deadline_s)
+        scores = await scorer.score(pairs, asked.truncation, deadline_s)
         request.state.entry.scores = scores
         content = _render(scorer, scores, request.state.entry.request_id)
         return Response(content, media_type="application/json")
