@@ -10,7 +10,17 @@ import httpx
 
 from reward_client.retry import Ask, Sleep, steps
 from reward_client.settings import Settings, answer_of, failed
-from reward_client.wire import Again, Prompt, Scores, bodies, join, read
+from reward_client.wire import (
+    Again,
+    Prompt,
+    Row,
+    Scores,
+    bodies,
+    join,
+    pair_row,
+    read,
+    text_row,
+)
 
 Pool = AsyncGenerator[httpx.AsyncClient, None]
 
@@ -29,19 +39,20 @@ class AsyncClient(Settings):
         ] = weakref.WeakKeyDictionary()
 
     async def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Scores:
-        """One reward per pair; at least one pair.
+        """One reward per (prompt, response); at least one.
 
         Raises ValueError, Refused, Unavailable or BadAnswer. Above 1,024 pairs or
         256 Ki characters it is several requests, one after the other.
         """
-        if not pairs:
-            raise ValueError("pairs: there are none")
-        parts = [await self._score(*request) for request in bodies(pairs, self.truncation)]
-        return join(parts)
+        return await self._rows([pair_row(*pair) for pair in pairs])
 
     async def score_group(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         """One reward per response to the same prompt."""
-        return await self.score([(prompt, response) for response in responses])
+        return await self._rows([pair_row(prompt, response) for response in responses])
+
+    async def score_texts(self, texts: Sequence[str]) -> Scores:
+        """One reward per text that has its chat template already, special tokens and all."""
+        return await self._rows([text_row(text) for text in texts])
 
     async def bundle(self) -> dict[str, Any]:
         """The manifest of the bundle that serves. No retries."""
@@ -74,6 +85,9 @@ class AsyncClient(Settings):
         # asyncio.run closes the generators of its loop at the end, and so these connections.
         async with httpx.AsyncClient(**self.httpx_options()) as client:
             yield client
+
+    async def _rows(self, rows: Sequence[Row]) -> Scores:
+        return join([await self._score(*request) for request in bodies(rows, self.truncation)])
 
     async def _score(self, body: bytes, count: int) -> Scores:
         run = steps(time.monotonic(), self.deadline_s, self.attempt_s, f"{self.url}/score")

@@ -9,7 +9,17 @@ import httpx
 
 from reward_client.retry import Ask, Sleep, steps
 from reward_client.settings import Settings, answer_of, failed
-from reward_client.wire import Again, Prompt, Scores, bodies, join, read
+from reward_client.wire import (
+    Again,
+    Prompt,
+    Row,
+    Scores,
+    bodies,
+    join,
+    pair_row,
+    read,
+    text_row,
+)
 
 
 class Client(Settings):
@@ -23,18 +33,20 @@ class Client(Settings):
         self._pools: dict[int, httpx.Client] = {}  # by process: sockets do not survive a fork
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Scores:
-        """One reward per pair; at least one pair.
+        """One reward per (prompt, response); at least one.
 
         Raises ValueError, Refused, Unavailable or BadAnswer. Above 1,024 pairs or
         256 Ki characters it is several requests, one after the other.
         """
-        if not pairs:
-            raise ValueError("pairs: there are none")
-        return join([self._score(*request) for request in bodies(pairs, self.truncation)])
+        return self._rows([pair_row(*pair) for pair in pairs])
 
     def score_group(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         """One reward per response to the same prompt."""
-        return self.score([(prompt, response) for response in responses])
+        return self._rows([pair_row(prompt, response) for response in responses])
+
+    def score_texts(self, texts: Sequence[str]) -> Scores:
+        """One reward per text that has its chat template already, special tokens and all."""
+        return self._rows([text_row(text) for text in texts])
 
     def bundle(self) -> dict[str, Any]:
         """The manifest of the bundle that serves. No retries."""
@@ -59,6 +71,9 @@ class Client(Settings):
         if pool is None:  # where two threads make one at once, both get the first
             pool = self._pools.setdefault(pid, httpx.Client(**self.httpx_options()))
         return pool
+
+    def _rows(self, rows: Sequence[Row]) -> Scores:
+        return join([self._score(*request) for request in bodies(rows, self.truncation)])
 
     def _score(self, body: bytes, count: int) -> Scores:
         run = steps(time.monotonic(), self.deadline_s, self.attempt_s, f"{self.url}/score")

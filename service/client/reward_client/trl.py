@@ -13,6 +13,7 @@ from reward_client.errors import Unavailable
 from reward_client.wire import Message, Prompt, Scores
 
 OnError = Literal["raise", "none"]
+RewardFunction = Callable[..., Any]
 Completion = str | Sequence[Message]
 
 
@@ -20,9 +21,9 @@ class RemoteReward:
     """`GRPOTrainer(reward_funcs=RemoteReward(url), ...)`. Prompts may be strings or conversations.
 
     `name` is TRL's in its logs (`rewards/<name>/mean`). `on_error="none"` turns a batch without an
-    answer by the deadline into None, which TRL (since mid-2026) counts as not scorable; refusals and
-    untrustworthy answers raise all the same. `options` are those of `Client`. Picklable, so that
-    AsyncGRPO can send it to the process that it spawns.
+    answer by the deadline into None, which TRL counts as not scorable (before mid-2026: as 0);
+    refusals and untrustworthy answers raise all the same. `options` are those of `Client`.
+    Picklable: AsyncGRPO sends it to the process that it spawns.
     """
 
     def __init__(
@@ -38,34 +39,37 @@ class RemoteReward:
         try:
             scores = self.client.score(as_pairs(prompts, completions))
         except Unavailable:
-            return _unanswered(self.on_error, len(prompts), columns)
-        return _logged(scores, columns)
+            if self.on_error == "raise":
+                raise
+            return _logged(None, len(prompts), columns)
+        return _logged(scores, len(prompts), columns)
 
 
-def remote_reward_async(
-    url: str, *, name: str = "remote_reward", on_error: OnError = "raise", **options: Any
-) -> Callable[..., Any]:
-    """The same as a coroutine function: TRL runs several of them at once, on a loop of its own.
+def remote_reward_async(url: str, *, on_error: OnError = "raise", **options: Any) -> RewardFunction:
+    """The same as a coroutine function, `remote_reward` in TRL's logs: TRL runs several at once.
 
-    A partial object, because TRL before 1.5 does not see an instance's async `__call__`.
+    A partial object, because not every TRL sees that an instance's `__call__` is a coroutine.
     """
-    reward = functools.partial(_score, AsyncClient(url, **options), on_error)
-    reward.__name__ = name  # type: ignore[attr-defined]
+    reward = functools.partial(remote_reward, client=AsyncClient(url, **options), on_error=on_error)
+    reward.__name__ = "remote_reward"  # type: ignore[attr-defined]
     return reward
 
 
-async def _score(
-    client: AsyncClient,
-    on_error: OnError,
+async def remote_reward(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
+    *,
+    client: AsyncClient,
+    on_error: OnError = "raise",
     **columns: Any,
 ) -> Sequence[float | None]:
     try:
         scores = await client.score(as_pairs(prompts, completions))
     except Unavailable:
-        return _unanswered(on_error, len(prompts), columns)
-    return _logged(scores, columns)
+        if on_error == "raise":
+            raise
+        return _logged(None, len(prompts), columns)
+    return _logged(scores, len(prompts), columns)
 
 
 def as_pairs(
@@ -79,7 +83,7 @@ def as_pairs(
     >>> as_pairs([[user]], [[{"role": "assistant", "content": "Hello."}]])
     [([{'role': 'user', 'content': 'Hi'}], 'Hello.')]
     """
-    return [_pair(prompt, completion) for prompt, completion in zip(prompts, completions)]
+    return [_pair(*row) for row in zip(prompts, completions, strict=True)]
 
 
 def _pair(prompt: Prompt, completion: Completion) -> tuple[Prompt, str]:
@@ -104,21 +108,15 @@ def _text(message: Message) -> str:
     raise ValueError(f"content: of a {message['role']} message is not text: {type(content)}")
 
 
-def _logged(scores: Scores, columns: dict[str, Any]) -> list[float | None]:
-    """TRL before 1.0 gives no log functions. Every rank logs the same keys, whatever happened."""
+def _logged(scores: Scores | None, count: int, columns: dict[str, Any]) -> list[float | None]:
+    """The rewards, after logging. Every rank has to log the same keys, whatever happened.
+
+    TRL before 1.0 hands in no log functions.
+    """
+    cut = scores.tokens_cut if scores else [0] * count
     if log_extra := columns.get("log_extra"):
-        log_extra("reward_tokens_cut", scores.tokens_cut)
+        log_extra("reward_tokens_cut", cut)
     if log_metric := columns.get("log_metric"):
-        cut = sum(tokens > 0 for tokens in scores.tokens_cut)
-        log_metric("reward_service/truncated", cut / len(scores.tokens_cut))
-        log_metric("reward_service/attempts", float(scores.attempts))
-    return list(scores.rewards)
-
-
-def _unanswered(on_error: OnError, count: int, columns: dict[str, Any]) -> list[float | None]:
-    """None for every completion, inside an `except`: or the error, as it was."""
-    if on_error != "none":
-        raise
-    if log_extra := columns.get("log_extra"):
-        log_extra("reward_tokens_cut", [0] * count)
-    return [None] * count
+        log_metric("reward_service/truncated", sum(tokens > 0 for tokens in cut) / count)
+        log_metric("reward_service/unanswered", float(scores is None))
+    return list(scores.rewards) if scores else [None] * count

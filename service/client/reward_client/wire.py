@@ -14,6 +14,9 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 """a string (one user turn, where the bundle has a chat template) or a list of messages"""
 
+Row = dict[str, Any]
+"""one element of the request's `pairs`"""
+
 RETRIED = {408, 425, 429}
 """besides 5xx: time-outs and requests that came too early or too often"""
 
@@ -54,29 +57,34 @@ MAX_CHARACTERS = 256 * 1024
 """of one request: at most 1 MiB of UTF-8, which HAProxy can repeat when a replica dies"""
 
 
-def bodies(pairs: Sequence[tuple[Prompt, str]], truncation: str) -> Iterator[tuple[bytes, int]]:
-    """The requests that score `pairs`, each with how many of them it holds; none for no pairs."""
-    rows: list[dict[str, Any]] = []
+def pair_row(prompt: Prompt, response: str) -> Row:
+    turns = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+    return {"prompt": turns, "response": response}
+
+
+def text_row(text: str) -> Row:
+    return {"text": text}
+
+
+def bodies(asked: Sequence[Row], truncation: str) -> Iterator[tuple[bytes, int]]:
+    """The requests that score the rows, each with how many it holds. ValueError for no rows."""
+    if not asked:
+        raise ValueError("nothing to score: no pairs, no texts")
+    rows: list[Row] = []
     size = 0
-    for prompt, response in pairs:
-        row = {"prompt": _plain(prompt), "response": response}
+    for row in asked:
         characters = len(json.dumps(row, ensure_ascii=False))
         if rows and (len(rows) == MAX_PAIRS or size + characters > MAX_CHARACTERS):
             yield _body(rows, truncation), len(rows)
             rows, size = [], 0
         rows.append(row)
         size += characters
-    if rows:
-        yield _body(rows, truncation), len(rows)
+    yield _body(rows, truncation), len(rows)
 
 
-def _body(rows: list[dict[str, Any]], truncation: str) -> bytes:
+def _body(rows: list[Row], truncation: str) -> bytes:
     content = {"pairs": rows, "truncation": truncation}
     return json.dumps(content, ensure_ascii=False).encode()
-
-
-def _plain(prompt: Prompt) -> str | list[dict[str, str]]:
-    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def read(answer: Answer, count: int, bundle_id: str | None = None) -> Scores | Again:
