@@ -9,7 +9,7 @@ EXTRAS := cpu,serve,train,loadtest,dev
 PROTO := service/proto/reward/v1/reward.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto image image-check k8s-check load serve lock clean
+.PHONY: help setup demo test check proto image image-check k8s-check load trainers serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
@@ -19,13 +19,14 @@ help:
 	@echo "make image-check  the serve image, non-root and read-only, on $(BUNDLE)"
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
+	@echo "make trainers  the trainers' own code against the service, each in its own environment"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
 
 setup: $(STAMP)
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt service/client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]' -e service/client
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -43,6 +44,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict service
+	$(BIN)/mypy --config-file service/client/pyproject.toml -p reward_client
 	$(BIN)/buf lint
 	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto $(PROTO)
 	diff -r build/proto/service/proto/reward/v1 service/proto/reward/v1 -x __init__.py -x '*.proto' -x __pycache__
@@ -60,6 +62,11 @@ image-check:
 load: $(STAMP)
 	test -d $(BUNDLE) || $(MAKE) demo
 	$(BIN)/python -m loadtests.run $(BUNDLE)
+
+trainers: $(STAMP)
+	test -d $(BUNDLE) || $(MAKE) demo
+	$(BIN)/python -m pytest tests/trainers -o python_files='prove_*.py' -x -v --durations=0
+	$(BIN)/python -m tests.trainers.curve build/trainers/grpo
 
 serve: $(STAMP)
 	$(BIN)/reward-serve run $(BUNDLE)

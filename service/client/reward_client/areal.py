@@ -1,8 +1,8 @@
-"""Reward function for AReaL: `reward_fn="reward_client.areal.reward_fn"`, URL in REWARD_SERVICE_URL.
+"""Reward function for AReaL: `reward_fn="reward_client.areal.reward_fn"`.
 
-Run through AReaL 1.0.4's own AsyncRewardWrapper, not in a whole training. That wrapper waits 15 s
-(queueing in its process pool included), tries 4 times, and then trains on 0: give it a service that
-answers in time, and watch for its warning.
+The URL is in the variable REWARD_SERVICE_URL. Run through AReaL 1.0.4's own AsyncRewardWrapper,
+not in a whole training. That wrapper waits 15 s (queueing in its process pool included), tries 4
+times, and then trains on 0: give it a service that answers in time, and watch for its warning.
 """
 
 import functools

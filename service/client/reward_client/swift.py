@@ -1,6 +1,7 @@
 """Reward for ms-swift. Run against ms-swift 4.6.0's own scoring, not in a whole training.
 
-`--external_plugins .../reward_client/swift.py --reward_funcs remote_reward`. The URL is in the variable REWARD_SERVICE_URL, because ms-swift makes
+`--external_plugins .../reward_client/swift.py --reward_funcs remote_reward`.
+The URL is in the variable REWARD_SERVICE_URL, because ms-swift makes
 the object from the trainer's arguments, which have no room for it.
 """
 

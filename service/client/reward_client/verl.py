@@ -22,7 +22,8 @@ from reward_client.wire import Scores
 class RemoteRewardManager(RewardManagerBase):  # type: ignore[misc]
     """Scores the last sequence of every sample.
 
-    `reward.reward_kwargs` are options of `AsyncClient`. A failure raises: verl has no value for "unknown", and a made-up 0 would be trained on.
+    `reward.reward_kwargs` are options of `AsyncClient`. A failure raises: verl has
+    no value for "unknown", and a made-up 0 would be trained on.
     """
 
     def __init__(
