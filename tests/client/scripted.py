@@ -9,19 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = tuple[int, dict[str, str], bytes | float]
-"""status, headers, body; a number instead of a body: close without an answer after so many seconds"""
+"""status, headers, body; a number for a body: close without an answer after so many seconds"""
 
-RAY_404 = (
-    404,
-    {"content-type": "text/plain"},
-    b"Path '/score' not found. Ping http://.../-/routes",
-)
+RAY_404 = (404, {"content-type": "text/plain"}, b"Path '/score' not found.")
 RAY_500 = (500, {"content-type": "text/plain"}, b"Internal Server Error")
-HAPROXY_500 = (
-    500,
-    {"content-type": "text/html"},
-    b"<html><h1>500 Internal Server Error</h1></html>",
-)
+HAPROXY_500 = (500, {"content-type": "text/html"}, b"<html><h1>500</h1></html>")
 
 
 def scored(rewards: list[Any], bundle: str = "sha256:a") -> Reply:

@@ -19,7 +19,8 @@ from reward_client.wire import Again, retry_after_s
 from service.http_api import build_http
 from service.journal import Journal
 from service.metrics import Recorder
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair, Templated
+from service.scorer import Scorer, score_offline
 from tests.client.scripted import HAPROXY_500, RAY_404, RAY_500, refused, scored, scripted
 
 PAIRS = [("What is 7 plus 5?", "The sum is 12."), ("What is 7 plus 5?", "It is red."), ("Hi", "")]
@@ -59,6 +60,20 @@ def score(request) -> Callable[..., Scores]:
     return request.param
 
 
+def _texts_sync(url: str, texts: list[str]) -> Scores:
+    with Client(url) as client:
+        return client.score_texts(texts)
+
+
+def _texts_async(url: str, texts: list[str]) -> Scores:
+    return asyncio.run(AsyncClient(url).score_texts(texts))
+
+
+@pytest.fixture(params=[_texts_sync, _texts_async], ids=["sync", "async"])
+def score_texts(request) -> Callable[..., Scores]:
+    return request.param
+
+
 def test_both_clients_give_the_scorers_bits(url: str, score, expected, scorer: Scorer) -> None:
     scores = score(url, PAIRS)
     assert scores.rewards == expected
@@ -74,6 +89,13 @@ def test_a_group_and_a_conversation(url: str, expected) -> None:
         assert client.bundle()["id"] == client.score(PAIRS).bundle_id
 
 
+def test_a_templated_text_is_scored_as_it_comes(url: str, score_texts, scorer: Scorer) -> None:
+    prompt, response = PAIRS[0]
+    turns = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n"
+    offline = score_offline(scorer, [Templated(turns)])
+    assert score_texts(url, [turns]).rewards == [result.reward for result in offline]
+
+
 def test_more_than_one_request_holds_keeps_the_order(url: str, score, scorer: Scorer) -> None:
     pairs = [("Count to ten.", f"{i} sheep") for i in range(1030)]
     some = [0, 1023, 1024, 1029]
@@ -86,12 +108,8 @@ def test_more_than_one_request_holds_keeps_the_order(url: str, score, scorer: Sc
 def test_what_the_service_refuses_is_raised_at_once_with_its_field(url: str, score) -> None:
     with pytest.raises(Refused) as caught:
         score(url, [PAIRS[0], ("", "b")])
-    refusal = caught.value
-    assert (refusal.status, refusal.code, refusal.field) == (
-        400,
-        "invalid_request",
-        "pairs[1].prompt",
-    )
+    assert (caught.value.status, caught.value.code) == (400, "invalid_request")
+    assert caught.value.field == "pairs[1].prompt"
     with pytest.raises(Refused) as caught:
         score(f"{url}/no/such/path", deadline_s=5)
     assert caught.value.status == 404
@@ -126,6 +144,8 @@ def test_what_may_pass_is_asked_again(score, failure) -> None:
     with scripted(failure, failure, OK) as server:
         scores = score(server.url)
         assert (scores.rewards, scores.attempts, len(server.asked)) == ([1.5], 3, 3)
+        for _, _, body in server.asked:
+            assert 0 < body.pop("deadline_ms") <= 120_000
         assert len({str(body) for _, _, body in server.asked}) == 1
 
 
@@ -248,21 +268,23 @@ def test_settings_that_cannot_work_are_refused() -> None:
 
 
 def test_pauses_grow_within_their_bounds_and_end_at_the_deadline() -> None:
-    """The policy on a clock of its own: no attempt begins after the deadline, pauses double to 5 s."""
+    """The policy on a clock of its own: nothing after the deadline, pauses double to 5 s."""
     now = 0.0
     run = steps(now, deadline_s=60.0, attempt_s=7.0, what="x")
     pauses = []
-    step = next(run)
-    with pytest.raises(Unavailable, match="the last: boom"):
-        while True:
-            if isinstance(step, Sleep):
-                pauses.append(step.seconds)
-                now += step.seconds
-                step = run.send((now, None))
-            else:
-                assert isinstance(step, Ask) and now < 60 and step.timeout_s <= min(7.0, 60 - now)
-                now += 0.5
-                step = run.send((now, Again("boom")))
+    step: Ask | Sleep | None = next(run)
+    while step is not None:
+        if isinstance(step, Sleep):
+            pauses.append(step.seconds)
+            now, outcome = now + step.seconds, None
+        else:
+            assert now < 60 and step.timeout_s <= min(7.0, 60 - now)
+            now, outcome = now + 0.5, Again("boom")
+        try:
+            step = run.send((now, outcome))
+        except Unavailable as error:
+            step, last = None, str(error)
+    assert last.endswith("the last: boom")
     for i, pause in enumerate(pauses):
         longest = min(5.0, 0.1 * 2**i)
         assert longest / 2 <= pause <= longest

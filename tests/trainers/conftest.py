@@ -74,26 +74,16 @@ def environment() -> Callable[..., Trainer]:
                 _uv("pip", "install", "--python", str(python), "--no-deps", without_dependencies)
             _uv("pip", "install", "--python", str(python), *requirements)
             stamp.write_text(wanted)
-        client = str(ROOT / "service" / "client")
-        _uv(
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            str(python),
-            "--reinstall-package",
-            "reward-client",
-            client,
-        )
+        client = ("--reinstall-package", "reward-client", str(ROOT / "service" / "client"))
+        _uv("pip", "install", "--python", str(python), *client)
         return Trainer(python)
 
     return make
 
 
 def _uv(*arguments: str) -> None:
-    links = (
-        {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
-    )
+    wheels = os.environ.get("PIP_FIND_LINKS")
+    links = {"UV_FIND_LINKS": wheels} if wheels else {}
     done = subprocess.run(
         [str(ROOT / ".venv" / "bin" / "uv"), *arguments],
         capture_output=True,

@@ -20,6 +20,7 @@ from reward_client.wire import (
     pair_row,
     read,
     text_row,
+    with_deadline,
 )
 
 Pool = AsyncGenerator[httpx.AsyncClient, None]
@@ -107,7 +108,8 @@ class AsyncClient(Settings):
 
     async def _attempt(self, ask: Ask, body: bytes, count: int) -> Scores | Again:
         pool = await self._pool()
-        request = pool.post(f"{self.url}/score", content=body, timeout=ask.timeout_s)
+        content = with_deadline(body, ask.timeout_s)
+        request = pool.post(f"{self.url}/score", content=content, timeout=ask.timeout_s)
         try:
             response = await asyncio.wait_for(request, ask.timeout_s)
         except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11

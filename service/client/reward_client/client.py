@@ -19,6 +19,7 @@ from reward_client.wire import (
     pair_row,
     read,
     text_row,
+    with_deadline,
 )
 
 
@@ -93,10 +94,11 @@ class Client(Settings):
 
     def _attempt(self, ask: Ask, body: bytes, count: int) -> Scores | Again:
         end = time.monotonic() + ask.timeout_s
+        content = with_deadline(body, ask.timeout_s)
         chunks = []
         try:
             with self._pool().stream(
-                "POST", f"{self.url}/score", content=body, timeout=ask.timeout_s
+                "POST", f"{self.url}/score", content=content, timeout=ask.timeout_s
             ) as response:
                 for chunk in response.iter_bytes():
                     chunks.append(chunk)

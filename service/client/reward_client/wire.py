@@ -87,6 +87,11 @@ def _body(rows: list[Row], truncation: str) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
+def with_deadline(body: bytes, timeout_s: float) -> bytes:
+    """The body, saying how long its caller waits, so that nothing is computed after that."""
+    return body[:-1] + b', "deadline_ms": %d}' % max(1, int(timeout_s * 1000))
+
+
 def read(answer: Answer, count: int, bundle_id: str | None = None) -> Scores | Again:
     """The rewards of `count` pairs, or `Again` where another attempt may succeed.
 
