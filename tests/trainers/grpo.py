@@ -36,7 +36,7 @@ class Curves:
 
 
 def completions(out: Path) -> list[list[Completion]]:
-    """Of every step, from TRL's own completion tables. The prompt loses its template's words."""
+    """Of every step, from TRL's own completion tables."""
     steps = []
     for file in sorted((out / "completions").glob("*.parquet")):
         rows = parquet.read_table(file).to_pylist()
@@ -45,8 +45,8 @@ def completions(out: Path) -> list[list[Completion]]:
 
 
 def _completion(row: dict) -> Completion:
-    prompt = row["prompt"].removeprefix("user\n").removesuffix("assistant\n").rstrip("\n")
-    return Completion(prompt, row["completion"], row["remote_reward"])
+    (turn,), (answer,) = row["prompt"], row["completion"]
+    return Completion(turn["content"], answer["content"], row["remote_reward"])
 
 
 def curves(out: Path) -> Curves:

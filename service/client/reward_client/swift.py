@@ -1,8 +1,9 @@
 """Reward for ms-swift. Run against ms-swift 4.6.0's own scoring, not in a whole training.
 
-`--external_plugins .../reward_client/swift.py --reward_funcs remote_reward`.
-The URL is in the variable REWARD_SERVICE_URL, because ms-swift makes
-the object from the trainer's arguments, which have no room for it.
+It wants a file of yours, with the line `import reward_client.swift`, and `--external_plugins FILE
+--reward_funcs remote_reward`. (Not this file itself: ms-swift puts a plugin's directory before all
+others, and here is a `trl.py`.) The URL is in the variable REWARD_SERVICE_URL, because ms-swift
+makes the object from the trainer's arguments, which have no room for it.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ Arguments: URLs separated by commas, tokenizer directory, samples as JSON lines.
 import asyncio
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 
 urls, directory, path = sys.argv[1:4]
 tokenizer = AutoTokenizer.from_pretrained(directory)
-samples = [json.loads(line) for line in open(path)]
+samples = [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 class Engine:

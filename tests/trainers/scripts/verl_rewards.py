@@ -6,6 +6,7 @@ Arguments: manager|function|vllm|sglang, URL, tokenizer directory, samples as JS
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 mode, url, directory, path = sys.argv[1:5]
 tokenizer = AutoTokenizer.from_pretrained(directory)
-samples = [json.loads(line) for line in open(path)]
+samples = [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def padded(rows: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
