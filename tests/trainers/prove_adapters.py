@@ -1,4 +1,4 @@
-"""The adapters of smaller reach, each called by its trainer's own code, without a whole training."""
+"""Adapters that their trainer's own code calls here without a whole training."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from reward_client import Client
 from tests.trainers.conftest import TORCH, Trainer
 from training.demo.walk import Service
 
-AREAL_NEEDS = """torch==2.13.0 transformers==5.8.0 aiohttp omegaconf ray datasets colorlog tenacity flask
-    torchdata lark uvloop hydra-core pillow numba orjson einops aiofiles openai""".split()
+AREAL_NEEDS = """torch==2.13.0 transformers==5.8.0 aiohttp omegaconf ray datasets colorlog tenacity
+    flask torchdata lark uvloop hydra-core pillow numba orjson einops aiofiles openai""".split()
 "what its import needs; all of its dependencies would be gigabytes of CUDA"
 
 Samples = list[dict[str, str]]

@@ -106,17 +106,16 @@ def test_llama_factory(service: Service, samples: Samples, expected: dict[str, f
     assert scores == [expected[text] for text in messages]
 
 
-def _align_anything(
-    url: str, batch: Samples, tries: int = 3, timeout_s: float = 100
-) -> list[float]:
-    """Blocking, 3 tries; the reply's `rewards` are taken as they are."""
+def _align_anything(url: str, batch: Samples) -> list[float]:
+    """Blocking, 100 s, 3 tries; the reply's `rewards` are taken as they are."""
+    tries = 3
     body = {
-        "prompts": [turns(p) for p, _ in batch],
-        "responses": [f"{r}<|im_end|>" for _, r in batch],
+        "prompts": [turns(prompt) for prompt, _ in batch],
+        "responses": [f"{response}<|im_end|>" for _, response in batch],
     }
     for attempt in range(tries):
         try:
-            answer = requests.post(url, json=body, timeout=timeout_s)
+            answer = requests.post(url, json=body, timeout=100)
             answer.raise_for_status()
             return answer.json()["rewards"]
         except requests.RequestException:
