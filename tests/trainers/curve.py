@@ -22,13 +22,13 @@ WINDOW = 12
 PANELS = [
     ("reward", "Reward of the service", "what TRL logs, and what /score gives"),
     ("true_reward", "True reward of the demo", "never seen by the policy"),
-    ("kl", "KL to the policy before RL", "nats per completion"),
+    ("kl", "KL to the policy before RL", "nats per completion; single steps may lie above"),
     ("objective", f"E[r − {BETA} · KL]", "the objective of InstructGPT"),
 ]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean of the last WINDOW steps, of fewer at the beginning."""
+    """Mean of the last WINDOW steps; of fewer at the beginning, where no line is drawn."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - WINDOW, 0)
@@ -46,15 +46,20 @@ def draw(runs: Path, picture: Path) -> None:
             first, last = fifths(values)
             label = f"seed {seed}: {first:.2f} → {last:.2f}"
             axis.plot(steps, values, ".", color=COLOURS[seed], alpha=0.22, markersize=4)
-            axis.plot(steps, smooth(values), color=COLOURS[seed], linewidth=2, label=label)
+            whole = slice(WINDOW - 1, None)
+            line = smooth(values)[whole]
+            axis.plot(steps[whole], line, color=COLOURS[seed], linewidth=2, label=label)
     for (_, title, unit), axis in zip(PANELS, axes.flat, strict=True):
         axis.set_title(f"{title}\n", loc="left", fontweight="bold", pad=6)
         axis.text(0, 1.03, unit, transform=axis.transAxes, color="#555555")
         axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axis.legend(frameon=False, fontsize=8.5, loc="lower right", title="first → last fifth")
+        place = "upper left" if title.startswith("KL") else "lower right"
+        axis.legend(frameon=False, fontsize=8.5, loc=place, title="first → last fifth")
         axis.get_legend().get_title().set_fontsize(8.5)
+    kl = axes[1][0]
+    kl.set_ylim(0, 1.6 * max(line.get_ydata().max() for line in kl.get_lines()[1::2]))
     for axis in axes[1]:
-        axis.set_xlabel("step of GRPO (64 completions, 8 per prompt)")
+        axis.set_xlabel("step of GRPO (128 completions, 8 per prompt)")
     figure.suptitle(
         "TRL 1.16.0, GRPO with a KL penalty, rewards from the live service",
         x=0.01,

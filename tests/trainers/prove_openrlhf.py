@@ -10,6 +10,7 @@ import pytest
 
 from reward_client import Client
 from tests.trainers.conftest import TORCH, Trainer
+from tests.trainers.flags import url_of
 from tests.trainers.flaky import flaky
 from training.demo.walk import Service
 
@@ -47,7 +48,7 @@ def _check(results: list[dict[str, Any]], client: Client) -> None:
 def test_sixty_four_samples_at_once(
     openrlhf: Trainer, service: Service, client: Client, demo: Path, samples: Path
 ) -> None:
-    url = f"{service.url}/get_reward"
+    url = url_of("openrlhf.sh", service.url)
     _check(openrlhf.run("openrlhf_agent.py", url, demo / "base", samples), client)
 
 
@@ -64,7 +65,7 @@ def test_a_503_first(
     openrlhf: Trainer, service: Service, client: Client, demo: Path, samples: Path
 ) -> None:
     with flaky(service.url, 20) as proxy:
-        url = f"{proxy.url}/get_reward"
+        url = url_of("openrlhf.sh", proxy.url)
         _check(openrlhf.run("openrlhf_agent.py", url, demo / "base", samples), client)
         assert proxy.requests.count("503") == 20
         assert len(proxy.requests) == SAMPLES + 20

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from reward_client import Client
+from tests.trainers.flags import url_of
 from tests.trainers.flaky import flaky
 from training.demo.walk import Service
 
@@ -82,7 +83,7 @@ class Slime:
 
 
 def test_slime(service: Service, samples: Samples, expected: dict[str, float]) -> None:
-    got = asyncio.run(Slime(f"{service.url}/slime").rewards(samples))
+    got = asyncio.run(Slime(url_of("slime.sh", service.url)).rewards(samples))
     assert all(type(reward) is float for reward in got)
     assert got == [expected[templated(*sample)] for sample in samples]
 
@@ -91,7 +92,7 @@ def test_slime_through_a_burst_of_503(
     service: Service, samples: Samples, expected: dict[str, float]
 ) -> None:
     with flaky(service.url, 100) as proxy:
-        got = asyncio.run(Slime(f"{proxy.url}/slime").rewards(samples))
+        got = asyncio.run(Slime(url_of("slime.sh", proxy.url)).rewards(samples))
         assert proxy.requests.count("503") == 100
     assert got == [expected[templated(*sample)] for sample in samples]
 
@@ -100,7 +101,7 @@ def test_llama_factory(service: Service, samples: Samples, expected: dict[str, f
     """One blocking POST per batch: no time-out, no second try, the status is not looked at."""
     messages = [templated(*sample) for sample in samples]
     answer = requests.post(
-        f"{service.url}/v1/score/evaluation", json={"model": "model", "messages": messages}
+        url_of("llamafactory.yaml", service.url), json={"model": "model", "messages": messages}
     )
     scores = json.loads(answer.text)["scores"]
     assert scores == [expected[text] for text in messages]
@@ -130,7 +131,7 @@ def test_align_anything(
     service: Service, samples: Samples, expected: dict[str, float], failures: int
 ) -> None:
     with flaky(service.url, failures) as proxy:
-        got = _align_anything(f"{proxy.url}/align_anything", samples)
+        got = _align_anything(url_of("align_anything.sh", proxy.url), samples)
     assert got == [expected[templated(*sample)] for sample in samples]
 
 

@@ -21,7 +21,7 @@ RUNS = BUILD / "grpo"
 
 @pytest.fixture(scope="module")
 def trl(environment: Callable[..., Trainer]) -> Trainer:
-    return environment("trl", TORCH, "trl==1.16.0")
+    return environment("trl", TORCH, "trl==1.16.0", "aiohttp")  # aiohttp for AsyncGRPO
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,14 @@ def test_rloo_and_the_async_form(
     assert done == {"steps": 10}
     assert len(completions(tmp_path)) == 10
     assert_logged_rewards_are_the_services(tmp_path, client)
+
+
+@pytest.mark.parametrize("form", ["sync", "async"])
+def test_async_grpos_rollout_worker(
+    trl: Trainer, service: Service, client: Client, demo: Path, form: str
+) -> None:
+    """The reward is pickled into the process that AsyncGRPO spawns, and called there per group."""
+    rows = trl.run("trl_async_grpo.py", service.url, demo, form)
+    assert len(rows) == 32
+    pairs = [(row["prompt"], row["completion"]) for row in rows]
+    assert [row["reward"] for row in rows] == client.score(pairs).rewards

@@ -9,6 +9,7 @@ import pytest
 
 from reward_client import Client
 from tests.trainers.conftest import TORCH, Trainer
+from tests.trainers.flags import flags
 from training.demo.walk import Service
 
 Samples = list[dict[str, str]]
@@ -33,7 +34,11 @@ def samples(demo: Path) -> Samples:
 def run(verl: Trainer, service: Service, demo: Path, samples: Samples, tmp_path: Path) -> Any:
     path = tmp_path / "samples.jsonl"
     path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return lambda mode: verl.run("verl_rewards.py", mode, service.url, demo / "base", path)
+
+    def go(engine: str, *overrides: str) -> Any:
+        return verl.run("verl_rewards.py", engine, service.url, demo / "base", path, *overrides)
+
+    return go
 
 
 def _rewards(samples: Samples, client: Client) -> list[float]:
@@ -41,16 +46,23 @@ def _rewards(samples: Samples, client: Client) -> list[float]:
     return client.score(pairs).rewards
 
 
-def test_our_manager_by_its_plugin_name_alone(run, samples: Samples, client: Client) -> None:
+def test_our_manager_by_its_plugin_name_alone(
+    run, samples: Samples, client: Client, service: Service
+) -> None:
     """Nothing but the installed entry point tells verl what `remote_reward` is."""
-    done = run("manager")
+    done = run("naive", *flags("verl.sh", service.url).split())
     assert done["manager"] == "RemoteRewardManager"
     assert [output["reward_score"] for output in done["outputs"]] == _rewards(samples, client)
     assert len({tuple(output["reward_extra_info"]) for output in done["outputs"]}) == 1
 
 
-def test_our_reward_function(run, samples: Samples, client: Client) -> None:
-    done = run("function")
+def test_our_reward_function(run, samples: Samples, client: Client, service: Service) -> None:
+    function = "reward.custom_reward_function"
+    done = run(
+        "naive",
+        f"{function}.path=pkg://reward_client.verl",
+        f"{function}.reward_kwargs.url={service.url}",
+    )
     assert done["manager"] == "NaiveRewardManager"
     assert [output["reward_score"] for output in done["outputs"]] == _rewards(samples, client)
 

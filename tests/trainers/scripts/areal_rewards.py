@@ -10,7 +10,10 @@ from pathlib import Path
 
 from areal.api.reward_api import AsyncRewardWrapper
 
-from reward_client.areal import reward_fn
+# README: AReaL
+from reward_client.areal import reward_fn  # or reward_fn="reward_client.areal.reward_fn"
+
+# README: end
 
 
 async def main() -> list[float]:

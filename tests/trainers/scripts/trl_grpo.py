@@ -21,7 +21,7 @@ shared = {
     "bf16": False,
     "max_steps": int(steps),
     "num_generations": 8,
-    "per_device_train_batch_size": 64,
+    "per_device_train_batch_size": 128,
     "max_completion_length": 48,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",

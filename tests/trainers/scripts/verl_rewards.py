@@ -1,6 +1,6 @@
 """verl's own reward loop: its loader with our manager, or its client of reward models.
 
-Arguments: manager|function|vllm|sglang, URL, tokenizer directory, samples as JSON lines.
+Arguments: naive|vllm|sglang, URL, tokenizer directory, samples as JSON lines, overrides.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
-mode, url, directory, path = sys.argv[1:5]
+mode, url, directory, path, *overrides = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(directory)
 samples = [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -75,20 +75,8 @@ reward = {
     "sandbox_fusion": {"url": None},
 }
 address = None
-if mode == "manager":
-    # README: verl
-    overrides = """
-        reward.reward_manager.name=remote_reward
-        +reward.reward_kwargs.url=URL
-    """
-    # README: end
-elif mode == "function":
-    overrides = """
-        reward.custom_reward_function.path=pkg://reward_client.verl
-        +reward.custom_reward_function.reward_kwargs.url=URL
-    """
-else:
-    overrides = "reward.reward_model.enable=true"
+if mode in ("vllm", "sglang"):
+    overrides.append("reward.reward_model.enable=true")
     address = url.removeprefix("http://")
 
 config = OmegaConf.create(
@@ -97,7 +85,7 @@ config = OmegaConf.create(
         "actor_rollout_ref": {"model": {"path": directory, "tokenizer_path": directory}},
     }
 )
-given = [line.replace("URL", url).lstrip("+") for line in overrides.split()]
+given = [override.removeprefix("+") for override in overrides]  # as hydra takes them
 config = OmegaConf.merge(config, OmegaConf.from_dotlist(given))
 
 
