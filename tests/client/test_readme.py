@@ -9,8 +9,6 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 TRAINERS = ROOT / "tests" / "trainers"
 MARKED = re.compile(r"^ *# README: (?!end)(.+?)\n(.*?)^ *# README: end$", re.M | re.S)
-    r"^ *# README: (?!end)([^\n]+)\n(.*?)^ *# README: end$", re.MULTILINE | re.DOTALL
-)
 SECTION = "## Use it from your trainer"
 
 
