@@ -94,6 +94,7 @@ def test_a_templated_text_is_scored_as_it_comes(url: str, score_texts, scorer: S
     turns = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n"
     offline = score_offline(scorer, [Templated(turns)])
     assert score_texts(url, [turns]).rewards == [result.reward for result in offline]
+    assert score_texts(url, [turns]).rewards == _sync(url).rewards
 
 
 def test_more_than_one_request_holds_keeps_the_order(url: str, score, scorer: Scorer) -> None:

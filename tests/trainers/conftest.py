@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def environment() -> Callable[..., Trainer]:
                 _uv("pip", "install", "--python", str(python), "--no-deps", without_dependencies)
             _uv("pip", "install", "--python", str(python), *requirements)
             stamp.write_text(wanted)
+        # setuptools leaves a copy beside the sources and would install from it what is gone since.
+        shutil.rmtree(ROOT / "service" / "client" / "build", ignore_errors=True)
         client = ("--reinstall-package", "reward-client", str(ROOT / "service" / "client"))
         _uv("pip", "install", "--python", str(python), *client)
         return Trainer(python)

@@ -35,10 +35,17 @@ def samples(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _check(results: list[dict[str, Any]], client: Client) -> None:
-    """Every sample has the reward of its own text, and the same extra logs."""
+def _check(results: list[dict[str, Any]], samples: Path, client: Client) -> None:
+    """Every text has the reward that `/score` gives its conversation, and the same extra logs."""
     assert len(results) == SAMPLES
-    expected = client.score_texts([result["text"] for result in results]).rewards
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    rewards = client.score([(row["prompt"], row["response"]) for row in rows]).rewards
+    by_text = {
+        f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        f"{row['response']}<|im_end|>": reward
+        for row, reward in zip(rows, rewards, strict=True)
+    }
+    expected = [by_text[result["text"]] for result in results]
     # float32 written in JSON and read into a float32 tensor is the same float32.
     assert [result["reward"] for result in results] == [[reward] for reward in expected]
     assert len({tuple(sorted(result["logs"])) for result in results}) == 1
@@ -49,15 +56,15 @@ def test_sixty_four_samples_at_once(
     openrlhf: Trainer, service: Service, client: Client, demo: Path, samples: Path
 ) -> None:
     url = url_of("openrlhf.sh", service.url)
-    _check(openrlhf.run("openrlhf_agent.py", url, demo / "base", samples), client)
+    _check(openrlhf.run("openrlhf_agent.py", url, demo / "base", samples), samples, client)
 
 
 def test_two_urls(
     openrlhf: Trainer, service: Service, client: Client, demo: Path, samples: Path
 ) -> None:
     with flaky(service.url, 0) as other:
-        urls = f"{service.url}/get_reward,{other.url}/get_reward"
-        _check(openrlhf.run("openrlhf_agent.py", urls, demo / "base", samples), client)
+        urls = ",".join(url_of("openrlhf.sh", url) for url in (service.url, other.url))
+        _check(openrlhf.run("openrlhf_agent.py", urls, demo / "base", samples), samples, client)
         assert len(other.requests) == SAMPLES // 2
 
 
@@ -66,7 +73,7 @@ def test_a_503_first(
 ) -> None:
     with flaky(service.url, 20) as proxy:
         url = url_of("openrlhf.sh", proxy.url)
-        _check(openrlhf.run("openrlhf_agent.py", url, demo / "base", samples), client)
+        _check(openrlhf.run("openrlhf_agent.py", url, demo / "base", samples), samples, client)
         assert proxy.requests.count("503") == 20
         assert len(proxy.requests) == SAMPLES + 20
 

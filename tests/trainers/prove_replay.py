@@ -37,10 +37,10 @@ def samples(demo: Path) -> Samples:
 
 @pytest.fixture(scope="module")
 def expected(service: Service, samples: Samples) -> dict[str, float]:
-    """By templated text, from `/score`."""
-    texts = [templated(*sample) for sample in samples]
+    """By templated text, what `/score` gives for the conversation."""
     with Client(service.url) as client:
-        return dict(zip(texts, client.score_texts(texts).rewards, strict=True))
+        rewards = client.score(samples).rewards
+    return {templated(*s): reward for s, reward in zip(samples, rewards, strict=True)}
 
 
 def turns(prompt: str) -> str:
@@ -136,10 +136,10 @@ def test_align_anything(
 
 
 @pytest.mark.parametrize(
-    ("client", "path"),
+    ("client", "name"),
     [
-        (lambda url, batch: asyncio.run(Slime(url).rewards(batch)), "/slime"),
-        (_align_anything, "/align_anything"),
+        (lambda url, batch: asyncio.run(Slime(url).rewards(batch)), "slime.sh"),
+        (_align_anything, "align_anything.sh"),
     ],
     ids=["slime", "align-anything"],
 )
@@ -148,11 +148,11 @@ def test_more_at_once_than_the_service_computes_is_waited_for(
     samples: Samples,
     expected: dict[str, float],
     client: Callable[[str, Samples], list[float]],
-    path: str,
+    name: str,
 ) -> None:
     """Four clients at once, each with every sample four times: nobody is turned away."""
     batch = samples * 4
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: client(service.url + path, batch), range(4)))
+        answers = list(threads.map(lambda _: client(url_of(name, service.url), batch), range(4)))
     for got in answers:
         assert got == [expected[templated(*sample)] for sample in batch]

@@ -1,1 +1,1 @@
---reward.remote_url http://127.0.0.1:8000/get_reward
+--reward.remote_url http://127.0.0.1:8000/template=chat/get_reward
