@@ -7,6 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 EXTRAS := cpu,serve,train,loadtest,dev
 PROTO := service/proto/reward/v1/reward.proto
+DESCRIPTOR := service/client/reward_client/reward.binpb
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
 .PHONY: help setup demo test check proto image image-check k8s-check load trainers serve lock clean
@@ -37,7 +38,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 proto: $(STAMP)
-	$(PROTOC)=. --grpc_python_out=. --pyi_out=. $(PROTO)
+	$(PROTOC)=. --grpc_python_out=. --pyi_out=. --descriptor_set_out=$(DESCRIPTOR) $(PROTO)
 
 check: $(STAMP)
 	mkdir -p build/proto
@@ -46,7 +47,9 @@ check: $(STAMP)
 	$(BIN)/mypy --strict service
 	$(BIN)/mypy --config-file service/client/pyproject.toml -p reward_client
 	$(BIN)/buf lint
-	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto $(PROTO)
+	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto \
+		--descriptor_set_out=build/proto/reward.binpb $(PROTO)
+	cmp build/proto/reward.binpb $(DESCRIPTOR)
 	diff -r build/proto/service/proto/reward/v1 service/proto/reward/v1 -x __init__.py -x '*.proto' -x __pycache__
 	$(BIN)/lint-imports
 

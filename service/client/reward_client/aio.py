@@ -15,9 +15,10 @@ from reward_client.wire import (
     Prompt,
     Row,
     Scores,
-    bodies,
+    body,
     join,
     pair_row,
+    parts,
     read,
     text_row,
     with_deadline,
@@ -88,9 +89,10 @@ class AsyncClient(Settings):
             yield client
 
     async def _rows(self, rows: Sequence[Row]) -> Scores:
-        return join([await self._score(*request) for request in bodies(rows, self.truncation)])
+        return join([await self._score(part) for part in parts(rows)])
 
-    async def _score(self, body: bytes, count: int) -> Scores:
+    async def _score(self, rows: list[Row]) -> Scores:
+        content = body(rows, self.truncation)
         run = steps(time.monotonic(), self.deadline_s, self.attempt_s, f"{self.url}/score")
         step = next(run)
         outcome: Scores | Again | None
@@ -99,16 +101,16 @@ class AsyncClient(Settings):
                 await asyncio.sleep(step.seconds)
                 outcome = None
             else:
-                outcome = await self._attempt(step, body, count)
+                outcome = await self._attempt(step, content, len(rows))
             try:
                 step = run.send((time.monotonic(), outcome))
             except StopIteration as done:
                 scores: Scores = done.value
                 return scores
 
-    async def _attempt(self, ask: Ask, body: bytes, count: int) -> Scores | Again:
+    async def _attempt(self, ask: Ask, content: bytes, count: int) -> Scores | Again:
         pool = await self._pool()
-        content = with_deadline(body, ask.timeout_s)
+        content = with_deadline(content, ask.timeout_s)
         request = pool.post(f"{self.url}/score", content=content, timeout=ask.timeout_s)
         try:
             response = await asyncio.wait_for(request, ask.timeout_s)

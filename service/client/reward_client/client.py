@@ -7,16 +7,17 @@ from typing import Any
 
 import httpx
 
-from reward_client.retry import Ask, Sleep, steps
+from reward_client.retry import Ask, drive, steps
 from reward_client.settings import Settings, answer_of, failed
 from reward_client.wire import (
     Again,
     Prompt,
     Row,
     Scores,
-    bodies,
+    body,
     join,
     pair_row,
+    parts,
     read,
     text_row,
     with_deadline,
@@ -74,27 +75,16 @@ class Client(Settings):
         return pool
 
     def _rows(self, rows: Sequence[Row]) -> Scores:
-        return join([self._score(*request) for request in bodies(rows, self.truncation)])
+        return join([self._score(part) for part in parts(rows)])
 
-    def _score(self, body: bytes, count: int) -> Scores:
+    def _score(self, rows: list[Row]) -> Scores:
+        content = body(rows, self.truncation)
         run = steps(time.monotonic(), self.deadline_s, self.attempt_s, f"{self.url}/score")
-        step = next(run)
-        outcome: Scores | Again | None
-        while True:
-            if isinstance(step, Sleep):
-                time.sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = self._attempt(step, body, count)
-            try:
-                step = run.send((time.monotonic(), outcome))
-            except StopIteration as done:
-                scores: Scores = done.value
-                return scores
+        return drive(run, lambda ask: self._attempt(ask, content, len(rows)))
 
-    def _attempt(self, ask: Ask, body: bytes, count: int) -> Scores | Again:
+    def _attempt(self, ask: Ask, content: bytes, count: int) -> Scores | Again:
         end = time.monotonic() + ask.timeout_s
-        content = with_deadline(body, ask.timeout_s)
+        content = with_deadline(content, ask.timeout_s)
         chunks = []
         try:
             with self._pool().stream(

@@ -1,11 +1,12 @@
-"""When to ask again and when to give up. A generator of steps: knows neither sockets nor sleeping.
+"""When to ask again and when to give up. Knows no connection.
 
-Both clients run `steps`: they carry out each step and send back what became of it, so that there is
-one policy, and a test can run it against a clock of its own.
+`steps` is a generator that neither asks nor sleeps: every client carries out its steps and sends
+back what became of them, so that there is one policy, and a test has a clock of its own.
 """
 
 import random
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 from reward_client.errors import Unavailable
@@ -58,3 +59,20 @@ def steps(now: float, deadline_s: float, attempt_s: float, what: str) -> Steps:
         f"{what}: no reward within {deadline_s:g} s and {attempts} attempts; the last: {why}",
         attempts,
     )
+
+
+def drive(run: Steps, ask: Callable[[Ask], Scores | Again]) -> Scores:
+    """Carry the steps out in this thread."""
+    step = next(run)
+    outcome: Scores | Again | None
+    while True:
+        if isinstance(step, Sleep):
+            time.sleep(step.seconds)
+            outcome = None
+        else:
+            outcome = ask(step)
+        try:
+            step = run.send((time.monotonic(), outcome))
+        except StopIteration as done:
+            scores: Scores = done.value
+            return scores

@@ -66,8 +66,8 @@ def text_row(text: str) -> Row:
     return {"text": text}
 
 
-def bodies(asked: Sequence[Row], truncation: str) -> Iterator[tuple[bytes, int]]:
-    """The requests that score the rows, each with how many it holds. ValueError for no rows."""
+def parts(asked: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of each request. Raises ValueError where there are none."""
     if not asked:
         raise ValueError("nothing to score: no pairs, no texts")
     rows: list[Row] = []
@@ -75,14 +75,14 @@ def bodies(asked: Sequence[Row], truncation: str) -> Iterator[tuple[bytes, int]]
     for row in asked:
         characters = len(json.dumps(row, ensure_ascii=False))
         if rows and (len(rows) == MAX_PAIRS or size + characters > MAX_CHARACTERS):
-            yield _body(rows, truncation), len(rows)
+            yield rows
             rows, size = [], 0
         rows.append(row)
         size += characters
-    yield _body(rows, truncation), len(rows)
+    yield rows
 
 
-def _body(rows: list[Row], truncation: str) -> bytes:
+def body(rows: list[Row], truncation: str) -> bytes:
     content = {"pairs": rows, "truncation": truncation}
     return json.dumps(content, ensure_ascii=False).encode()
 
@@ -139,7 +139,14 @@ def _scores(answer: Answer, count: int, bundle_id: str | None) -> Scores:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise BadAnswer(f"the answer is no score response: {error!r}") from error
-    if not len(scores.rewards) == len(results) == count:
+    if len(results) != len(scores.rewards):
+        raise BadAnswer(f"results: {len(results)} came with {len(scores.rewards)} rewards")
+    return checked(scores, count, bundle_id)
+
+
+def checked(scores: Scores, count: int, bundle_id: str | None) -> Scores:
+    """The same scores. Raises BadAnswer for what is no reward, or of another bundle."""
+    if len(scores.rewards) != count:
         raise BadAnswer(f"rewards: {len(scores.rewards)} came for {count} pairs")
     for i, reward in enumerate(scores.rewards):
         if not isinstance(reward, (int, float)) or isinstance(reward, bool):
