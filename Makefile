@@ -7,9 +7,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 EXTRAS := cpu,serve,train,loadtest,dev
 PROTO := service/proto/reward/v1/reward.proto
+DESCRIPTOR := service/client/reward_client/reward.binpb
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto image image-check k8s-check load bench serve lock clean
+.PHONY: help setup demo test check proto image image-check k8s-check load bench trainers serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
@@ -20,13 +21,14 @@ help:
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
 	@echo "make bench    ten minutes: throughput against baselines, the offline limit and the roofline"
+	@echo "make trainers  the trainers' own code against the service, each in its own environment"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
 
 setup: $(STAMP)
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt service/client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]' -e service/client
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -37,15 +39,18 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 proto: $(STAMP)
-	$(PROTOC)=. --grpc_python_out=. --pyi_out=. $(PROTO)
+	$(PROTOC)=. --grpc_python_out=. --pyi_out=. --descriptor_set_out=$(DESCRIPTOR) $(PROTO)
 
 check: $(STAMP)
 	mkdir -p build/proto
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict service
+	$(BIN)/mypy --config-file service/client/pyproject.toml -p reward_client
 	$(BIN)/buf lint
-	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto $(PROTO)
+	$(PROTOC)=build/proto --grpc_python_out=build/proto --pyi_out=build/proto \
+		--descriptor_set_out=build/proto/reward.binpb $(PROTO)
+	cmp build/proto/reward.binpb $(DESCRIPTOR)
 	diff -r build/proto/service/proto/reward/v1 service/proto/reward/v1 -x __init__.py -x '*.proto' -x __pycache__
 	$(BIN)/lint-imports
 
@@ -64,6 +69,11 @@ load: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m loadtests.bench.run $(BENCH)
+
+trainers: $(STAMP)
+	test -d $(BUNDLE) || $(MAKE) demo
+	$(BIN)/python -m pytest tests/trainers -o python_files='prove_*.py' -x -v --durations=0
+	$(BIN)/python -m tests.trainers.curve build/trainers/grpo
 
 serve: $(STAMP)
 	$(BIN)/reward-serve run $(BUNDLE)

@@ -1,0 +1,184 @@
+"""`POST /score` as the service speaks it: bodies, answers, refusals. Pure; knows no connection."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from reward_client.errors import BadAnswer, Refused
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+"""a string (one user turn, where the bundle has a chat template) or a list of messages"""
+
+Row = dict[str, Any]
+"""one element of the request's `pairs`"""
+
+RETRIED = {408, 425, 429}
+"""besides 5xx: time-outs and requests that came too early or too often"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One reward per pair, in the order they were asked for."""
+
+    rewards: list[float]
+    raw_rewards: list[float]
+    tokens: list[int]
+    tokens_cut: list[int]
+    bundle_id: str
+    engine: str
+    attempts: int = 1
+    """requests that were made, 1 where none had to be repeated"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, whatever it is; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Again:
+    """Ask again, not before `wait_s`; why is for the message of the last error."""
+
+    why: str
+    wait_s: float = 0.0
+
+
+MAX_PAIRS = 1024
+MAX_CHARACTERS = 256 * 1024
+"""of one request: at most 1 MiB of UTF-8, which HAProxy can repeat when a replica dies"""
+
+
+def pair_row(prompt: Prompt, response: str) -> Row:
+    turns = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+    return {"prompt": turns, "response": response}
+
+
+def text_row(text: str) -> Row:
+    return {"text": text}
+
+
+def parts(asked: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of each request. Raises ValueError where there are none."""
+    if not asked:
+        raise ValueError("nothing to score: no pairs, no texts")
+    rows: list[Row] = []
+    size = 0
+    for row in asked:
+        characters = len(json.dumps(row, ensure_ascii=False))
+        if rows and (len(rows) == MAX_PAIRS or size + characters > MAX_CHARACTERS):
+            yield rows
+            rows, size = [], 0
+        rows.append(row)
+        size += characters
+    yield rows
+
+
+def body(rows: list[Row], truncation: str) -> bytes:
+    content = {"pairs": rows, "truncation": truncation}
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def with_deadline(body: bytes, timeout_s: float) -> bytes:
+    """The body, saying how long its caller waits, so that nothing is computed after that."""
+    return body[:-1] + b', "deadline_ms": %d}' % max(1, int(timeout_s * 1000))
+
+
+def read(answer: Answer, count: int, bundle_id: str | None = None) -> Scores | Again:
+    """The rewards of `count` pairs, or `Again` where another attempt may succeed.
+
+    Raises Refused for the service's own 4xx, BadAnswer for what is no reward.
+    """
+    if answer.status == 200:
+        return _scores(answer, count, bundle_id)
+    refusal = _refusal(answer)
+    text = answer.body[:200].decode("utf-8", "replace").strip()
+    why = f"HTTP {answer.status}: {refusal.get('message') or text}"
+    if answer.status >= 500 or answer.status in RETRIED:
+        return Again(why, retry_after_s(answer.headers.get("retry-after")))
+    if answer.status == 404 and not refusal:
+        return Again(why)  # Ray's proxy before it knows its routes: text, not our JSON
+    raise Refused(why, answer.status, str(refusal.get("code", "")), refusal.get("field"))
+
+
+def _refusal(answer: Answer) -> dict[str, Any]:
+    """`{"code", "message", "field"}` where the service answered; empty where a proxy did.
+
+    A 404 of the service's own router is `{"detail": ...}`: the URL's path is wrong.
+    """
+    try:
+        content = json.loads(answer.body)
+    except ValueError:
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(content.get("error"), dict):
+        return dict(content["error"])
+    return {"message": str(content["detail"])} if "detail" in content else {}
+
+
+def _scores(answer: Answer, count: int, bundle_id: str | None) -> Scores:
+    try:
+        content = json.loads(answer.body)
+        results = content["results"]
+        scores = Scores(
+            rewards=content["rewards"],
+            raw_rewards=[result["raw_reward"] for result in results],
+            tokens=[result["tokens"] for result in results],
+            tokens_cut=[result["tokens_cut"] for result in results],
+            bundle_id=content["bundle"]["id"],
+            engine=content["engine"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadAnswer(f"the answer is no score response: {error!r}") from error
+    if len(results) != len(scores.rewards):
+        raise BadAnswer(f"results: {len(results)} came with {len(scores.rewards)} rewards")
+    return checked(scores, count, bundle_id)
+
+
+def checked(scores: Scores, count: int, bundle_id: str | None) -> Scores:
+    """The same scores. Raises BadAnswer for what is no reward, or of another bundle."""
+    if len(scores.rewards) != count:
+        raise BadAnswer(f"rewards: {len(scores.rewards)} came for {count} pairs")
+    for i, reward in enumerate(scores.rewards):
+        if not isinstance(reward, (int, float)) or isinstance(reward, bool):
+            raise BadAnswer(f"rewards[{i}]: {reward!r} is not a number")
+        if not math.isfinite(reward):
+            raise BadAnswer(f"rewards[{i}]: {reward!r} is not finite")
+    if bundle_id is not None and scores.bundle_id != bundle_id:
+        raise BadAnswer(f"bundle: {scores.bundle_id} answered, {bundle_id} was asked for")
+    return scores
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """The parts of one call as one. Raises BadAnswer where two bundles answered."""
+    if len({part.bundle_id for part in parts}) > 1:
+        raise BadAnswer(f"bundle: changed within one call: {[part.bundle_id for part in parts]}")
+    rows: dict[str, Any] = {
+        name: [value for part in parts for value in getattr(part, name)]
+        for name in ("rewards", "raw_rewards", "tokens", "tokens_cut")
+    }
+    return replace(parts[0], **rows, attempts=sum(part.attempts for part in parts))
+
+
+def retry_after_s(value: str | None, now: float | None = None) -> float:
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); else 0."""
+    if value is None:
+        return 0.0
+    try:
+        return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0
+    except ValueError:
+        pass
+    try:
+        then = parsedate_to_datetime(value).timestamp()
+    except ValueError:
+        return 0.0
+    return max(0.0, then - (time.time() if now is None else now))

@@ -1,0 +1,139 @@
+"""A replica of two dies or hangs under single-pair requests: what reward-client makes of it."""
+
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import httpx
+import psutil
+import pytest
+
+from reward_client import Client
+from service.bundle import Bundle
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
+from training.demo.walk import serving
+
+PROMPT = "What is 2 plus 2?"
+RESPONSES = [f"The sum is {i}." for i in range(40)]
+SERVER_TIMEOUT_S = 6
+"""HAProxy's; in production above the 110 s that an answer may take"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    at: float
+    seconds: float
+    outcome: str
+    attempts: int
+
+
+class Load:
+    """Six threads with one reward-client and six without retries, each asking without pause."""
+
+    def __init__(self, url: str, expected: dict[str, float]) -> None:
+        self.url = url
+        self.expected = expected
+        self.retrying: list[Asked] = []
+        self.raw: list[Asked] = []
+        self._stop = threading.Event()
+        self._client = Client(url)
+        asks = ((self._retrying, self.retrying), (self._raw, self.raw))
+        self._threads = [
+            threading.Thread(target=self._run, args=(i, *asks[i % 2])) for i in range(12)
+        ]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
+
+    def _run(self, i: int, ask, asked: list[Asked]) -> None:
+        while not self._stop.is_set():
+            response = RESPONSES[i % len(RESPONSES)]
+            at = time.monotonic()
+            outcome, attempts = ask(response)
+            asked.append(Asked(at, time.monotonic() - at, outcome, attempts))
+            i += 1
+
+    def _judge(self, rewards: list[float], response: str) -> str:
+        return "right" if rewards == [self.expected[response]] else "wrong"
+
+    def _retrying(self, response: str) -> tuple[str, int]:
+        try:
+            scores = self._client.score([(PROMPT, response)])
+        except Exception as error:
+            return repr(error), 0
+        return self._judge(scores.rewards, response), scores.attempts
+
+    def _raw(self, response: str) -> tuple[str, int]:
+        body = {"prompt": PROMPT, "responses": [response]}
+        try:
+            answer = httpx.post(f"{self.url}/score", json=body, timeout=60)
+        except httpx.TransportError as error:
+            return f"lost: {error!r}", 1
+        if answer.status_code != 200:
+            return f"HTTP {answer.status_code}", 1
+        return self._judge(answer.json()["rewards"], response), 1
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer) -> dict[str, float]:
+    pairs = [Pair(PROMPT, response) for response in RESPONSES]
+    rewards = [result.reward for result in score_offline(scorer, pairs)]
+    return dict(zip(RESPONSES, rewards, strict=True))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+def test_nothing_is_lost_or_wrong_through_reward_client(
+    bundle: Bundle, expected: dict[str, float], monkeypatch, sent: signal.Signals
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", str(SERVER_TIMEOUT_S))
+    with serving(bundle.path, "--replicas=2") as service:
+        victim = next(
+            process
+            for process in psutil.Process(service.process.pid).children(recursive=True)
+            if "ServeReplica:default:reward" in "".join(process.cmdline())
+        )
+        with Load(service.url, expected) as load:
+            time.sleep(2)
+            struck = time.monotonic()
+            victim.send_signal(sent)
+            time.sleep(SERVER_TIMEOUT_S + 14)
+        if sent == signal.SIGSTOP:
+            victim.kill()
+    _report(load, struck)
+    outcomes = Counter(asked.outcome for asked in load.retrying)
+    assert outcomes == {"right": len(load.retrying)}
+    assert len(load.retrying) > 500
+    # All of them within the server's timeout, a replay, and what a loaded machine adds.
+    assert max(asked.seconds for asked in load.retrying) < SERVER_TIMEOUT_S + 5
+    raw = Counter(asked.outcome for asked in load.raw)
+    assert raw["wrong"] == 0
+    # HAProxy repeats what was in flight; a rare loss is known and not explained (README).
+    assert raw["right"] >= len(load.raw) - 2, raw
+
+
+def _report(load: Load, struck: float) -> None:
+    """How many were repeated, and when the last answer came that was late or repeated."""
+    usual = sorted(asked.seconds for asked in load.retrying if asked.at < struck)
+    late = 10 * usual[len(usual) // 2]
+    for name, all_asked in (("reward-client", load.retrying), ("no retries", load.raw)):
+        after = [asked for asked in all_asked if asked.at + asked.seconds > struck]
+        unusual = [a for a in after if a.seconds > late or a.attempts != 1 or a.outcome != "right"]
+        quiet = max((a.at + a.seconds - struck for a in unusual), default=0.0)
+        repeated = sum(asked.attempts - 1 for asked in all_asked if asked.attempts)
+        slowest = max(asked.seconds for asked in all_asked)
+        lost = sum(asked.outcome != "right" for asked in all_asked)
+        print(
+            f"{name}: {len(all_asked)} requests, {lost} lost or wrong, {repeated} repeated, "
+            f"slowest {slowest:.2f} s, quiet (below 10 medians) after {quiet:.2f} s"
+        )

@@ -1,0 +1,1 @@
+--reward.remote_url http://127.0.0.1:8000/template=chat/get_reward

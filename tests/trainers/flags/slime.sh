@@ -1,0 +1,1 @@
+--rm-type remote_rm --rm-url http://127.0.0.1:8000/template=chat/slime
