@@ -56,3 +56,14 @@ def characters(pair: Asked) -> int:
     if isinstance(pair, TokenIds):
         return 0
     return len(pair.text) if isinstance(pair, Templated) else len(pair.response)
+
+
+def length(pair: Asked) -> int:
+    """Characters, or token ids, of all of it."""
+    if isinstance(pair, TokenIds):
+        return len(pair.ids)
+    if isinstance(pair, Templated):
+        return len(pair.text)
+    if isinstance(pair.prompt, str):
+        return len(pair.prompt) + len(pair.response)
+    return sum(len(turn.content) for turn in pair.prompt) + len(pair.response)

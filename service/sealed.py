@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from service.bundle import TOKENIZER
 from service.errors import BundleError
 
+FEW_TEXTS = 8
+"up to which texts are tokenised one by one: spreading so few over threads costs more than it saves"
 KEPT_CHARACTERS = 4_000_000
 "of prompts' segments: with their ids about 12 MB"
 
@@ -67,8 +69,7 @@ class SealedTokenizer:
         """Ids of sealed texts. Segments that lie in their first `boundary` characters are kept."""
         parts = [self._parts(text, boundary) for text in texts]
         missing = {part.text: part for row in parts for part in row if part.ids is None}
-        encodings = self._tokenizer.encode_batch([*missing], add_special_tokens=False)
-        found = dict(zip(missing, encodings, strict=True))
+        found = dict(zip(missing, self._tokenize([*missing]), strict=True))
         for row in parts:
             for part in row:
                 if part.ids is None:
@@ -77,6 +78,11 @@ class SealedTokenizer:
             Tokens([i for part in row for i in part.ids or ()], sum(part.inside for part in row))
             for row in parts
         ]
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Any]:
+        if len(texts) > FEW_TEXTS:
+            return list(self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     def _parts(self, text: str, boundary: int) -> list["_Part"]:
         parts, start = [], 0
