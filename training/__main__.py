@@ -44,6 +44,7 @@ def fit(
     """Train, normalise and evaluate a reward model; leaves a run directory."""
     from training.config import read_config
     from training.pipeline import train
+    from training.report.page import HTML
     from training.tables import show_evaluation
 
     run = train(read_config(config, settings or []))
@@ -51,7 +52,7 @@ def fit(
     if as_json:
         print(json.dumps(report))
     else:
-        show_evaluation(report, f"report in {run.report}", console)
+        show_evaluation(report, f"report in {run.path / HTML}", console)
 
 
 @app.command()
@@ -110,16 +111,26 @@ def evaluate(
     """Accuracy, calibration, length bias, with 95 % intervals; a bundle is scored as it serves."""
     from training.data import read_groups
     from training.evaluate import evaluate as evaluate_rewards
-    from training.measure import score
+    from training.formats.source import sha256
+    from training.measure import origin, score
+    from training.report.figures import figures
+    from training.report.page import HTML, write
     from training.tables import show_evaluation
 
     groups, _ = read_groups(data, format, dict.fromkeys(drop or [], "drop"))
     rewards = score(source, groups)
     report = evaluate_rewards(groups, rewards, gold=score(judge, groups) if judge else None)
+    where = f"{source} on {data}"
+    if out:
+        judged = {"judge": origin(judge)["scored_by"]} if judge else {}
+        files = {"evaluation_data": {"file": data.name, "sha256": sha256(data)}}
+        shown = {"evaluation": report, "figures": figures(groups, rewards)}
+        write(origin(source) | judged | files | shown, out)
+        where += f"; report in {out / HTML}"
     if as_json:
         print(json.dumps(report))
     else:
-        show_evaluation(report, f"{source} on {data}", console)
+        show_evaluation(report, where, console)
 
 
 @app.command()

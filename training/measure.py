@@ -66,12 +66,14 @@ def origin(source: Path) -> dict[str, Any]:
         return {
             "name": manifest.name,
             "bundle": manifest.id,
+            "scored_by": f"{manifest.name}, through the code that serves",
             "normalization": manifest.normalization
             and manifest.normalization.model_dump(mode="json"),
             "libraries": manifest.provenance.libraries,
         }
     report = Run.open(source).read_report()
-    return {name: report[name] for name in ("name", "normalization", "libraries")}
+    kept = ("name", "created", "scored_by", "normalization", "libraries")
+    return {name: report[name] for name in kept if name in report}
 
 
 def open_encoder(source: Path, text: Text) -> Encoder:

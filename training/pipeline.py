@@ -1,6 +1,7 @@
 """The offline job as a story: preferences in; a trained, normalised, evaluated model out."""
 
 import contextlib
+import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from training.formats.record import Record
 from training.formats.source import sha256
 from training.model import RewardModel
 from training.normalize import reference_mean
+from training.report.figures import figures
+from training.report.page import write as write_report
 from training.rules import text_rules
 from training.run import Run
 from training.scratch import make_base
@@ -76,9 +79,11 @@ def train(config: TrainConfig) -> Run:
     rewards = [values - np.float32(mean) for values in predict_groups(model, encoded_held_out)]
     leaked = leaked_prompts(train_groups, held_out)
     evaluation = evaluate(held_out, rewards, leaked=leaked)
-    run.write_report(
+    write_report(
         {
             "name": config.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "scored_by": "torch, fp32",
             "config": config.model_dump(mode="json"),
             "data": _data_report(config, train_groups, truncated, issues)
             | {"checks": check(records, train_groups, issues, held_out)},
@@ -90,9 +95,11 @@ def train(config: TrainConfig) -> Run:
                 "reference_sha256": completions_sha256(reference),
             },
             "evaluation": evaluation,
+            "figures": figures(held_out, rewards),
             "libraries": libraries(),
             "log": history,
-        }
+        },
+        run.path,
     )
     if evaluation["collapsed"]:
         raise TrainingError(

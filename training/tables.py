@@ -22,10 +22,9 @@ def number(estimate: Estimate | None, digits: int = 3) -> str:
     """An estimate as "1.59 (1.52 to 1.65)"."""
     if estimate is None or estimate["value"] is None:
         return "-"
-    text = f"{estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return text
-    return f"{text} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+    known = [estimate[name] for name in ("value", "low", "high") if estimate[name] is not None]
+    shown = [f"{value:.{digits}f}".replace("-", "−") for value in known]
+    return shown[0] if len(shown) < 3 else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def check_rows(checks: dict[str, Any]) -> list[tuple[str, str]]:
@@ -48,7 +47,10 @@ def check_rows(checks: dict[str, Any]) -> list[tuple[str, str]]:
             f"{again['near_prompts']:,} in {again['near_clusters']:,} clusters, the largest of "
             f"{again['largest_cluster']} (similarity {again['similarity']} or more)",
         ),
-        ("responses used elsewhere too", f"{again['reused_responses_share']:.1%}"),
+        (
+            "responses used under several prompts",
+            percent({"value": again["reused_responses_share"], "low": None}),
+        ),
         ("contradictory choices", f"{checks['contradictory']:,}"),
         ("prompts whose choices form a cycle", f"{checks['cyclic_prompts']:,}"),
         ("identical sides", f"{checks['identical']:,}"),
