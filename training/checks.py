@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from service.text import Encoded
-from training.data import Group, Issues, Prompt
+from training.data import Group, Prompt
 from training.formats.record import Record
+from training.issues import Issues
 from training.overlap import covered_share, near_duplicates
 from training.uncertainty import estimate
 

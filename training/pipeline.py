@@ -14,7 +14,6 @@ from training.checks import check, leaked_prompts
 from training.config import Text, TrainConfig
 from training.data import (
     Group,
-    Issues,
     completions_sha256,
     find_identical_when_cut,
     group_records,
@@ -27,6 +26,7 @@ from training.evaluate import evaluate
 from training.fit import EncodedGroup, encode_groups, fit, predict, predict_groups
 from training.formats.record import Record
 from training.formats.source import sha256
+from training.issues import Issues
 from training.model import RewardModel
 from training.normalize import reference_mean
 from training.report.figures import figures
