@@ -41,7 +41,7 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     $PIP --no-deps --force-reinstall . && rm /opt/reward/bin/reward-serve
 
 # The root file system may be read-only: all that is written (Ray's sessions and ~/.ray/auth_token,
-# HAProxy's sockets, caches of Hugging Face and matplotlib) goes below /tmp. Nothing reports home: ONNX
+# HAProxy's sockets, caches of Hugging Face) goes below /tmp. Nothing reports home: ONNX
 # Runtime's Linux wheels do by default since 1.29, with names and hashes of the model.
 FROM ${BASE} AS runtime
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin reward \

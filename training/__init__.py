@@ -6,6 +6,7 @@ The story, `pipeline.train`:
     model    = model.RewardModel.from_causal(base)   a backbone and one scalar head
     fit.fit(model, groups)                           loss.preference_loss, one epoch
     mean     = normalize.reference_mean(rewards)     so that the reference completions average 0
-    report   = evaluate.evaluate(held_out, rewards)  accuracy and its interval
+    report   = evaluate.evaluate(held_out, rewards)  accuracy, calibration, length bias, intervals
+    report.page.write(report)                        report.json, report.html
     bundle   = export.export(run)                    ONNX, golden scores, proof
 """

@@ -16,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Format = Annotated[str, typer.Option(help="auto, trl, hh or kwise")]
+Drop = Annotated[list[str] | None, typer.Option(help="Kinds of odd records to leave out.")]
 
 
 @app.command("demo-data")
@@ -42,33 +44,116 @@ def fit(
     """Train, normalise and evaluate a reward model; leaves a run directory."""
     from training.config import read_config
     from training.pipeline import train
+    from training.report.page import HTML
+    from training.tables import show_evaluation
 
     run = train(read_config(config, settings or []))
-    _show_evaluation(run.read_report()["evaluation"], f"report in {run.report}", as_json)
+    report = run.read_report()["evaluation"]
+    if as_json:
+        print(json.dumps(report))
+    else:
+        show_evaluation(report, f"report in {run.path / HTML}", console)
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Preferences; see training/formats/source.py.")],
+    held_out: Annotated[
+        Path | None, typer.Option("--eval", help="Held-out preferences, to look for in DATA.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="A bundle, run or checkpoint whose limits are tried.")
+    ] = None,
+    max_prompt_tokens: Annotated[int, typer.Option(help="With a checkpoint.")] = 512,
+    max_response_tokens: Annotated[int, typer.Option(help="With a checkpoint.")] = 512,
+    format: Format = "auto",
+    as_json: Json = False,
+) -> None:
+    """Look preference data over before anybody trains on it."""
+    from training.checks import check as check_data
+    from training.checks import truncation
+    from training.config import Text
+    from training.data import group_records, read_groups, read_records
+    from training.measure import open_encoder
+    from training.tables import show_checks
+
+    records = list(read_records(data, format))
+    drop: dict = {"different_prompts": "drop"}
+    groups, issues = group_records(records, str(data), drop)
+    evaluation = read_groups(held_out, format, drop)[0] if held_out else []
+    report = check_data(records, groups, issues, evaluation)
+    if tokens:
+        text = Text(max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+        encoder = open_encoder(tokens, text)
+        encoded = [encoder.encode_group(group.prompt, group.responses) for group in groups]
+        report["truncation"] = truncation(groups, encoded)
+    report["issues"] = issues.report()
+    if as_json:
+        print(json.dumps(report))
+    else:
+        show_checks(report, str(data), console)
 
 
 @app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
     data: Annotated[Path, typer.Option(help="Held-out preferences.")],
-    format: Annotated[str, typer.Option(help="auto, trl, hh or kwise")] = "auto",
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Kinds of odd records to leave out.")
+    judge: Annotated[
+        Path | None, typer.Option(help="A second bundle or run: what best-of-n is measured by.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A directory for report.json and report.html.")
+    ] = None,
+    format: Format = "auto",
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy and its 95 % interval on preferences; a bundle goes through the serving code."""
-    from service.bundle import MANIFEST
+    """Accuracy, calibration, length bias, with 95 % intervals; a bundle is scored as it serves."""
     from training.data import read_groups
-    from training.measure import evaluate_bundle, evaluate_run
-    from training.run import Run
+    from training.evaluate import evaluate as evaluate_rewards
+    from training.formats.source import sha256
+    from training.measure import origin, score
+    from training.report.figures import figures
+    from training.report.page import HTML, write
+    from training.tables import show_evaluation
 
     groups, _ = read_groups(data, format, dict.fromkeys(drop or [], "drop"))
-    if (source / MANIFEST).is_file():
-        report = evaluate_bundle(source, groups)
+    rewards = score(source, groups)
+    report = evaluate_rewards(groups, rewards, gold=score(judge, groups) if judge else None)
+    where = f"{source} on {data}"
+    if out:
+        judged = {"judge": origin(judge)["scored_by"]} if judge else {}
+        files = {"evaluation_data": {"file": data.name, "sha256": sha256(data)}}
+        shown = {"evaluation": report, "figures": figures(groups, rewards)}
+        write(origin(source) | judged | files | shown, out)
+        where += f"; report in {out / HTML}"
+    if as_json:
+        print(json.dumps(report))
     else:
-        report = evaluate_run(Run.open(source), groups)
-    _show_evaluation(report, f"{source} on {data}", as_json)
+        show_evaluation(report, where, console)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run directory or a bundle.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    data: Annotated[Path, typer.Option(help="Held-out preferences.")],
+    format: Format = "auto",
+    drop: Drop = None,
+    as_json: Json = False,
+) -> None:
+    """Whether the second is better than the first on the same comparisons, or was it luck."""
+    from training.compare import compare as compare_rewards
+    from training.data import read_groups
+    from training.measure import score
+    from training.tables import show_comparison, verdict
+
+    groups, _ = read_groups(data, format, dict.fromkeys(drop or [], "drop"))
+    report = compare_rewards(groups, score(first, groups), score(second, groups))
+    if as_json:
+        print(json.dumps(report | {"verdict": verdict(report)}))
+    else:
+        show_comparison(report, console)
 
 
 @app.command()
@@ -98,18 +183,6 @@ def demo(
     from training.demo.walk import walk
 
     walk(out, prompts, console)
-
-
-def _show_evaluation(report: dict, where: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report))
-        return
-    low, high = report["accuracy_95"]
-    console.print(
-        f"accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, resampled by "
-        f"prompt) on {report['comparisons']} comparisons of {report['prompts']} prompts; "
-        f"mean margin {report['margin']:.3f}, loss {report['loss']:.4f}\n{where}"
-    )
 
 
 def main() -> None:

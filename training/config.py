@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import TrainingError
-from training.data import Action, IssueKind
+from training.issues import Action, IssueKind
 
 Positive = Annotated[int, Field(gt=0)]
 

@@ -4,7 +4,6 @@ A group is one prompt with its K unique responses and every comparison recorded 
 plain pair is a group of K = 2. Records that share a prompt become one group.
 """
 
-import gzip
 import hashlib
 import json
 import random
@@ -12,16 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from service.errors import DataError
 from service.text import Message
 from training.formats import Reader, reader_for
 from training.formats.record import Record
+from training.formats.source import read_rows
+from training.issues import Action, IssueKind, Issues
 
 Prompt = str | tuple[Message, ...]
-Action = Literal["keep", "drop", "error"]
-IssueKind = Literal["different_prompts", "identical", "contradictory", "identical_when_cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,70 +45,18 @@ class Group:
     true_rewards: tuple[float, ...] | None = None
 
 
-@dataclass
-class Issues:
-    """What is odd about the data, by kind, with line numbers; goes into the report."""
-
-    lines: dict[IssueKind, list[int]] = field(default_factory=dict)
-    dropped: dict[IssueKind, int] = field(default_factory=dict)
-
-    def add(self, kind: IssueKind, line: int, action: Action, file: str) -> bool:
-        """Count one; True when the record is to be dropped. Raises DataError for "error"."""
-        if action == "error":
-            raise DataError(
-                f"{file}:{line}: {DESCRIPTION[kind]}; mend the data, or drop such records "
-                f'(fit: data.issues.{kind} = "drop"; evaluate: --drop {kind})',
-                field=f"line {line}",
-            )
-        self.lines.setdefault(kind, []).append(line)
-        if action == "drop":
-            self.dropped[kind] = self.dropped.get(kind, 0) + 1
-        return action == "drop"
-
-    def report(self) -> dict[str, dict[str, object]]:
-        return {
-            kind: {
-                "count": len(lines),
-                "dropped": self.dropped.get(kind, 0),
-                "lines": lines[:100],
-            }
-            for kind, lines in self.lines.items()
-        }
-
-
-DESCRIPTION: dict[IssueKind, str] = {
-    "different_prompts": "chosen and rejected do not belong to the same prompt",
-    "identical": "chosen and rejected are identical",
-    "contradictory": "the opposite choice stands elsewhere in the data",
-    "identical_when_cut": "chosen and rejected become identical under the token limits",
-}
-
-
 def read_records(path: str | Path, format: str = "auto") -> Iterator[Record]:
-    """Records of a JSONL file, gzipped or not. Errors name the file and the line."""
+    """Records of a source (training/formats/source.py). Errors name the source and the line."""
     path = Path(path)
     read: Reader | None = None
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    content = json.loads(line)
-                    if not isinstance(content, dict):
-                        raise DataError("not a JSON object")
-                    if "\\ud" in line:  # a lone surrogate is no text: this encoding refuses it
-                        json.dumps(content, ensure_ascii=False).encode()
-                    read = read or reader_for(content, format)
-                    yield read(content).at(number)
-                except (DataError, ValueError, RecursionError) as error:
-                    raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    for number, content in read_rows(path):
+        try:
+            if not isinstance(content, dict):
+                raise DataError("not a JSON object")
+            read = read or reader_for(content, format)
+            yield read(content).at(number)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
 
 
 def read_groups(
@@ -118,26 +64,31 @@ def read_groups(
     format: str = "auto",
     actions: Mapping[IssueKind, Action] = MappingProxyType({}),
 ) -> tuple[list[Group], Issues]:
-    """Comparison groups of a file, in the order of their first record.
+    """Comparison groups of a source, in the order of their first record.
 
     `actions` says for each kind of issue "keep" (count it), "drop" or "error".
     """
+    return group_records(read_records(path, format), str(path), actions)
+
+
+def group_records(
+    records: Iterable[Record],
+    source: str,
+    actions: Mapping[IssueKind, Action] = MappingProxyType({}),
+) -> tuple[list[Group], Issues]:
+    """As `read_groups`; `source` is what errors name."""
     issues = Issues()
     by_prompt: dict[Prompt, _Merging] = {}
-    for record in read_records(path, format):
+    for record in records:
         if record.prompt is None:
-            issues.add(
-                "different_prompts",
-                record.line,
-                actions.get("different_prompts", "error"),
-                str(path),
-            )
+            action = actions.get("different_prompts", "error")
+            issues.add("different_prompts", record.line, action, source)
             continue
         group = by_prompt.setdefault(record.prompt, _Merging(record.prompt))
-        group.add(record, issues, actions, str(path))
+        group.add(record, issues, actions, source)
     groups = [group.done() for group in by_prompt.values() if group.comparisons]
     if not groups:
-        raise DataError(f"{path}: no comparisons in it")
+        raise DataError(f"{source}: no comparisons in it")
     return groups, issues
 
 
@@ -148,6 +99,8 @@ class _Merging:
     prompt: Prompt
     index: dict[str, int] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
+    choices: set[tuple[str, str]] = field(default_factory=set)
+    "(preferred, other) of every comparison so far that is not a tie"
     chosen: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     subset: str | None = None
@@ -163,6 +116,7 @@ class _Merging:
                 continue
             pair = self._place(record, winner), self._place(record, loser)
             self.comparisons.append(Comparison(*pair, target, margin, record.line))
+            self._remember(record.responses[winner], record.responses[loser], target)
             kept += 1
         if not kept:
             return
@@ -176,17 +130,18 @@ class _Merging:
             self.true_rewards[place] = record.true_rewards[i]
         return place
 
+    def _remember(self, winner: str, loser: str, target: float) -> None:
+        if target != 0.5:
+            self.choices.add((winner, loser) if target > 0.5 else (loser, winner))
+
     def _issue(self, record: Record, winner: int, loser: int, target: float) -> IssueKind | None:
         first, second = record.responses[winner], record.responses[loser]
         if first == second:
             return "identical"
-        pair = self.index.get(first, -1), self.index.get(second, -1)
-        for recorded in self.comparisons:
-            same, opposite = (recorded.winner, recorded.loser), (recorded.loser, recorded.winner)
-            agreement = (recorded.target - 0.5) * (target - 0.5)
-            if (pair == same and agreement < 0) or (pair == opposite and agreement > 0):
-                return "contradictory"
-        return None
+        if target == 0.5:
+            return None
+        preferred, other = (first, second) if target > 0.5 else (second, first)
+        return "contradictory" if (other, preferred) in self.choices else None
 
     def done(self) -> Group:
         complete = len(self.true_rewards) == len(self.index)

@@ -1,4 +1,4 @@
-"""How good the rewards are. Pure: groups and their rewards in, numbers out."""
+"""How good the rewards are, and how sure of it one can be. Pure: rewards in, numbers out."""
 
 import math
 from collections.abc import Sequence
@@ -7,51 +7,54 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from service.errors import DataError
+from training import calibration
+from training.best_of_n import curve
 from training.data import Group
+from training.length import length_bias
+from training.outcomes import Outcomes, outcomes
+from training.uncertainty import RESAMPLES, by_prompt, estimate, interval, ratio
 
 LN2 = math.log(2)
 
 
 def evaluate(
-    groups: Sequence[Group], rewards: Sequence[np.ndarray], resamples: int = 1000, seed: int = 0
+    groups: Sequence[Group],
+    rewards: Sequence[np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    gold: Sequence[np.ndarray] | None = None,
+    leaked: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, its interval, margin, loss, and an alarm.
+    """Accuracy, calibration, length bias, subsets, best-of-n, and an alarm; JSON.
 
     rewards: per group, (K,), one per response. Accuracy is over all comparisons, not a mean of
     batch means; a tie of rewards counts one half; comparisons whose target is 1/2 have no right
-    answer and do not count. The 95 % interval is the bootstrap's, resampled by prompt
-    (resamples=0: none). Where the data has true rewards: Spearman within prompt, and what accuracy
-    the true reward itself reaches on these noisy choices.
+    answer and do not count. 95 % intervals are the bootstrap's, resampled by prompt; resamples=0
+    leaves out all that has one. gold: what best-of-n is measured by, per group (K,); the data's
+    true rewards where there are any. leaked: per group, whether the training data has its prompt;
+    the accuracy without those is then given too.
     """
-    correct, counted, margins, losses = _comparisons(groups, rewards)
-    comparisons = float(counted.sum())
-    report: dict[str, Any] = {
-        "prompts": len(groups),
-        "comparisons": int(sum(len(group.comparisons) for group in groups)),
-        "accuracy": float(correct.sum() / comparisons) if comparisons else math.nan,
-        "margin": float(np.mean(np.concatenate(margins))),
-        "loss": float(losses.mean()),
-        "reward_mean": float(np.mean(np.concatenate(rewards))),
-        "reward_std": float(np.std(np.concatenate(rewards))),
-    }
-    if resamples and comparisons:
-        report["accuracy_95"] = _interval(correct, counted, resamples, seed)
-    report["collapsed"] = abs(report["loss"] - LN2) < 1e-3 and report["reward_std"] < 1e-3
-    subsets = sorted({group.subset for group in groups if group.subset})
-    if subsets:
-        members = {name: [i for i, g in enumerate(groups) if g.subset == name] for name in subsets}
-        report["subsets"] = {
-            name: {
-                "prompts": len(chosen),
-                "accuracy": float(correct[chosen].sum() / max(counted[chosen].sum(), 1e-9)),
-            }
-            for name, chosen in members.items()
+    found = outcomes(groups, rewards)
+    report = _summary(groups, rewards, found)
+    if not resamples:
+        return report
+    report["accuracy_95"] = interval(found.sums(found.correct), ratio, resamples, seed)
+    report |= _calibration(found)
+    report["length"] = length_bias(groups, rewards, found)
+    report["subsets"] = _subsets(groups, found)
+    if leaked is not None and any(leaked):
+        clean = ~np.array(leaked)
+        report["accuracy_without_leaked"] = estimate(found.sums(found.correct)[clean]) | {
+            "prompts": int(clean.sum())
         }
     if all(group.true_rewards for group in groups):
         true = [np.array(group.true_rewards) for group in groups]
-        right, total, _, _ = _comparisons(groups, true)
-        report["true_reward_accuracy"] = float(right.sum() / total.sum())
+        report["true_reward_accuracy"] = _accuracy(outcomes(groups, true))
         report["spearman_within_prompt"] = spearman_within_prompt(rewards, true)
+        gold = gold or true
+    if gold is not None:
+        report["best_of_n"] = curve(rewards, gold)
     return report
 
 
@@ -71,35 +74,66 @@ def spearman_within_prompt(
     return float(np.mean(ranks))
 
 
-def _comparisons(
-    groups: Sequence[Group], rewards: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
-    """Per group: correct comparisons, counted ones, margins, mean loss."""
-    correct, counted, margins, losses = [], [], [], []
-    for group, values in zip(groups, rewards, strict=True):
-        winner = np.array([c.winner for c in group.comparisons])
-        loser = np.array([c.loser for c in group.comparisons])
-        target = np.array([c.target for c in group.comparisons])
-        offset = np.array([c.target_margin for c in group.comparisons])
-        margin = values[winner].astype(np.float64) - values[loser]  # (C,)
-        agrees = np.sign(margin) * np.sign(target - 0.5)
-        decided = target != 0.5
-        correct.append(((agrees + 1) / 2)[decided].sum())
-        counted.append(decided.sum())
-        margins.append(margin)
-        logit = margin - offset
-        losses.append(
-            np.mean(target * np.logaddexp(0, -logit) + (1 - target) * np.logaddexp(0, logit))
-        )
-    return np.array(correct), np.array(counted), margins, np.array(losses)
+def _summary(
+    groups: Sequence[Group], rewards: Sequence[np.ndarray], found: Outcomes
+) -> dict[str, Any]:
+    """The loss is the trained one: per prompt the mean over its comparisons, then over prompts."""
+    values = np.concatenate(rewards)
+    losses = calibration.loss(found.margin - found.target_margin, found.target)
+    loss = float(ratio(by_prompt(found.prompt, losses, np.ones(len(losses)))).mean())
+    spread = float(np.std(values))
+    return {
+        "prompts": len(groups),
+        "comparisons": len(found.margin),
+        "accuracy": _accuracy(found),
+        "margin": float(found.margin.mean()),
+        "loss": loss,
+        "reward_mean": float(np.mean(values)),
+        "reward_std": spread,
+        "collapsed": abs(loss - LN2) < 1e-3 and spread < 1e-3,
+    }
 
 
-def _interval(
-    correct: np.ndarray, counted: np.ndarray, resamples: int, seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap over prompts: comparisons of one prompt are not independent."""
-    n = len(correct)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    accuracy = (draws @ correct) / np.maximum(draws @ counted, 1e-9)  # (resamples,)
-    low, high = np.percentile(accuracy, [2.5, 97.5])
-    return float(low), float(high)
+def _accuracy(found: Outcomes) -> float:
+    accuracy = float(ratio(found.sums(found.correct).sum(0)))
+    if math.isnan(accuracy):
+        raise DataError("every comparison is a tie: nothing can be right; give data with choices")
+    return accuracy
+
+
+def _calibration(found: Outcomes) -> dict[str, Any]:
+    """Brier score, calibration error beside that of a calibrated model, fitted temperature."""
+    decided = found.target != 0.5
+    confidences = calibration.confidence(found.margin[decided])
+    report: dict[str, Any] = {
+        "brier": estimate(found.sums(calibration.brier(found.margin, found.target))),
+        "temperature": calibration.temperature(found.margin, found.target, found.prompt),
+    }
+    if decided.any():
+        mean, limit = calibration.ece_if_calibrated(confidences)
+        error = calibration.expected_calibration_error(confidences, found.correct[decided])
+        report["ece"] = {"value": error, "if_calibrated": mean, "if_calibrated_97.5": limit}
+    return report
+
+
+def _subsets(groups: Sequence[Group], found: Outcomes) -> dict[str, dict[str, Any]]:
+    """Accuracy, Brier score and calibration error of each named subset."""
+    names = np.array([group.subset or "" for group in groups])
+    report = {}
+    for name in sorted(set(names) - {""}):
+        inside = names[found.prompt] == name
+        decided = inside & (found.target != 0.5)
+        margin = found.margin[decided]
+        members = names == name
+        report[str(name)] = {
+            "prompts": int(members.sum()),
+            "comparisons": int(inside.sum()),
+            "accuracy": estimate(found.sums(found.correct, inside)[members]),
+            "brier": float(calibration.brier(found.margin, found.target)[inside].mean()),
+            "ece": calibration.expected_calibration_error(
+                calibration.confidence(margin), found.correct[decided]
+            )
+            if decided.any()
+            else None,
+        }
+    return report

@@ -70,7 +70,8 @@ def export(run: Run, out: Path) -> Bundle:
         unfinished = Path(directory) / out.name
         unfinished.mkdir()
         (unfinished / bundles.REPORT_DIR).mkdir()
-        shutil.copyfile(run.report, unfinished / bundles.REPORT_DIR / "report.json")
+        for file in (run.report, run.report.with_suffix(".html")):
+            shutil.copyfile(file, unfinished / bundles.REPORT_DIR / file.name)
         bundle = write_bundle(unfinished, source, reference)
         _record_measured(bundle, *_serve(unfinished, reference))
         unfinished.rename(out)

@@ -1,7 +1,7 @@
 """The offline job as a story: preferences in; a trained, normalised, evaluated model out."""
 
 import contextlib
-import hashlib
+import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,20 +10,27 @@ from transformers import AutoTokenizer
 from transformers.trainer_utils import set_seed
 
 from service.errors import DataError, TrainingError
+from training.checks import check, leaked_prompts
 from training.config import Text, TrainConfig
 from training.data import (
     Group,
-    Issues,
     completions_sha256,
     find_identical_when_cut,
+    group_records,
     read_groups,
+    read_records,
     reference_completions,
     split_by_prompt,
 )
 from training.evaluate import evaluate
 from training.fit import EncodedGroup, encode_groups, fit, predict, predict_groups
+from training.formats.record import Record
+from training.formats.source import sha256
+from training.issues import Issues
 from training.model import RewardModel
 from training.normalize import reference_mean
+from training.report.figures import figures
+from training.report.page import write as write_report
 from training.rules import text_rules
 from training.run import Run
 from training.scratch import make_base
@@ -43,7 +50,7 @@ def train(config: TrainConfig) -> Run:
     run = Run(config.out)
     if run.begin(config, _inputs(config)):
         return run
-    train_groups, held_out, issues = _read(config)
+    records, train_groups, held_out, issues = _read(config)
     base = _base(config, train_groups, run)
     tokenizer = AutoTokenizer.from_pretrained(base)
     rules = text_rules(tokenizer, config.text)
@@ -70,12 +77,16 @@ def train(config: TrainConfig) -> Run:
     run.write_reference(reference)
     run.write_held_out(held_out)
     rewards = [values - np.float32(mean) for values in predict_groups(model, encoded_held_out)]
-    evaluation = evaluate(held_out, rewards)
-    run.write_report(
+    leaked = leaked_prompts(train_groups, held_out)
+    evaluation = evaluate(held_out, rewards, leaked=leaked)
+    write_report(
         {
             "name": config.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "scored_by": "torch, fp32",
             "config": config.model_dump(mode="json"),
-            "data": _data_report(config, train_groups, truncated, issues),
+            "data": _data_report(config, train_groups, truncated, issues)
+            | {"checks": check(records, train_groups, issues, held_out)},
             "normalization": {
                 "mean": mean,
                 "std": float(raw_rewards.std()),
@@ -84,9 +95,11 @@ def train(config: TrainConfig) -> Run:
                 "reference_sha256": completions_sha256(reference),
             },
             "evaluation": evaluation,
+            "figures": figures(held_out, rewards),
             "libraries": libraries(),
             "log": history,
-        }
+        },
+        run.path,
     )
     if evaluation["collapsed"]:
         raise TrainingError(
@@ -102,18 +115,19 @@ def _inputs(config: TrainConfig) -> dict[str, str]:
     if config.model.path is not None:
         files += sorted(file for file in config.model.path.glob("*") if file.is_file())
     try:
-        return {str(file): _sha256(file) for file in files}
+        return {str(file): sha256(file) for file in files}
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def _read(config: TrainConfig) -> tuple[list[Group], list[Group], Issues]:
-    """Training groups, held-out groups, and what is odd about the training file."""
+def _read(config: TrainConfig) -> tuple[list[Record], list[Group], list[Group], Issues]:
+    """Records and groups to train on, held-out groups, and what is odd about the training file."""
     data = config.data
     actions = data.issues.actions()
-    groups, issues = read_groups(data.train, data.format, actions)
+    records = list(read_records(data.train, data.format))
+    groups, issues = group_records(records, str(data.train), actions)
     if data.eval is None:
-        return *split_by_prompt(groups, data.eval_fraction, config.seed), issues
+        return records, *split_by_prompt(groups, data.eval_fraction, config.seed), issues
     held_out, _ = read_groups(data.eval, data.format, actions)
     known = {group.prompt for group in groups}
     if leaked := [group.lines[0] for group in held_out if group.prompt in known]:
@@ -122,7 +136,7 @@ def _read(config: TrainConfig) -> tuple[list[Group], list[Group], Issues]:
             f"{len(leaked) - 1} others; an evaluation on training prompts says nothing",
             field="data.eval",
         )
-    return groups, held_out, issues
+    return records, groups, held_out, issues
 
 
 def _base(config: TrainConfig, groups: list[Group], run: Run) -> Path:
@@ -155,7 +169,7 @@ def _data_report(
 ) -> dict[str, object]:
     return {
         "file": config.data.train.name,
-        "sha256": _sha256(config.data.train),
+        "sha256": sha256(config.data.train),
         "prompts": len(groups),
         "comparisons": sum(len(group.comparisons) for group in groups),
         "completions": sum(len(group.responses) for group in groups),
@@ -183,8 +197,3 @@ def _without_void(
         groups, [e.rows for e in encoded], issues, action, str(config.data.train)
     )
     return kept, [EncodedGroup(rows[id(group.responses)], group.comparisons) for group in kept]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

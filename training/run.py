@@ -5,7 +5,7 @@ config.json       the configuration it was begun with
 text.json         the text rules it was trained under
 reference.jsonl   the reference completions, as {"prompt", "response"}
 held_out.jsonl    the held-out groups, as K-wise records
-report.json       configuration, data, evaluation, log
+report.json       configuration, data, evaluation, log;   report.html   the same to look at
 base/             the base model, where it was made from scratch;   checkpoints/
 """
 
@@ -94,9 +94,6 @@ class Run:
 
     def write_rules(self, rules: TextRules) -> None:
         (self.path / "text.json").write_text(rules.model_dump_json(indent=2) + "\n")
-
-    def write_report(self, report: dict[str, Any]) -> None:
-        write_whole(self.report, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
     def read_report(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self.report.read_bytes())

@@ -24,6 +24,7 @@ FILES = [
     "chat_template.jinja",
     "golden.json",
     "report/report.json",
+    "report/report.html",
 ]
 EVERY_FILE = [*FILES, bundles.MANIFEST]
 

@@ -25,6 +25,7 @@ from training.demo import data
 from training.evaluate import evaluate
 from training.export import export
 from training.pipeline import train
+from training.report.page import HTML
 from training.run import Run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny.toml"
@@ -49,7 +50,7 @@ def walk(out: Path, prompts: int, console: Console) -> None:
     settings = [f"out={out}", f"data.train={file}", f"data.eval_fraction={fraction}"]
     run = train(read_config(CONFIG, settings))
     evaluation = run.read_report()["evaluation"]
-    console.print(f"held-out accuracy {evaluation['accuracy']:.4f}; report in {run.report}")
+    console.print(f"held-out accuracy {evaluation['accuracy']:.4f}; report in {run.path / HTML}")
 
     say("Export to a bundle, proved through the code that serves")
     bundle = export(run, out / "bundle")

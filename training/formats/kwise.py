@@ -37,6 +37,7 @@ def read(content: dict[str, Any]) -> Record:
         comparisons=_choices(record, k),
         subset=record.subset,
         true_rewards=None if rewards is None else tuple(rewards),
+        ordered=True,
     )
 
 

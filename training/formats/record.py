@@ -32,6 +32,8 @@ class Record:
     subset: str | None = None
     true_rewards: tuple[float, ...] | None = None
     line: int = 0
+    ordered: bool = False
+    "the responses stand in an order that does not come from the choice, as they were shown"
 
     def at(self, line: int) -> "Record":
         return replace(self, line=line)
