@@ -73,6 +73,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.enable_mem_pattern = False  # it keeps a plan for every shape it has seen
         options.log_severity_level = 3
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.device == "cuda":
