@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncIterator
+from typing import TextIO
 
 from grpc_health.v1 import health_pb2
 from ray import serve
@@ -24,7 +25,8 @@ from service.scorer import Scorer
 from service.sigterm import on_sigterm
 
 
-@serve.deployment(name="reward")
+# Requests have a line of ours each, which knows more than Serve's.
+@serve.deployment(name="reward", logging_config={"enable_access_log": False})
 @serve.ingress()
 class RewardReplica:
     """Ready only when the bundle was verified and its golden scores were reproduced.
@@ -99,8 +101,28 @@ def _request_id() -> str:
 
 def _log_requests(config: ServiceConfig) -> None:
     """One JSON line per request on standard error, which Ray keeps in its log directory."""
-    handler = logging.StreamHandler(sys.stderr)
     requests = logging.getLogger("reward.requests")
     requests.setLevel(logging.INFO if config.log_requests else logging.WARNING)
-    requests.addHandler(handler)
+    requests.addHandler(_Together(sys.stderr))
     requests.propagate = False
+
+
+class _Together(logging.StreamHandler[TextIO]):
+    """Writes lines a few times a second: a system call for each took a quarter of the time that a
+    replica needs for a single pair without an engine (py-spy, 21 Nov 2026)."""
+
+    WRITE_S = 0.2
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._lines:
+            asyncio.get_running_loop().call_later(self.WRITE_S, self._write)
+        self._lines.append(self.format(record) + self.terminator)
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        self.stream.write("".join(lines))
+        self.flush()

@@ -97,6 +97,10 @@ class Variant(Schema):
     "largest allowed distance of a golden score from the one torch computed in fp32"
     bit_invariant: bool
     "on CPU, the same row gets the same bits whatever shares its batch; measured at export"
+    spearman: float | None = None
+    "rank correlation of its rewards with fp32's on the evaluation set; None: fp32 itself"
+    accuracy_change: float | None = None
+    "accuracy on the evaluation set less that of fp32"
 
 
 class Provenance(Schema):
