@@ -19,6 +19,8 @@ class Budget:
     "share of padding among the padded tokens"
     state_tokens: int = 1 << 40
     "tokens whose key/value states exist at once: rows times prefix and padded suffix"
+    share_prefixes: bool = True
+    "False where the engine computes every row in full"
 
     def divided(self, by: int) -> "Budget":
         """A smaller batch, for an engine that is short of memory."""
@@ -69,7 +71,7 @@ def plan(
         return max(1, min(by_tokens, budget.state_tokens // (tokens + suffix)))
 
     shareable = shareable_tokens(rows, seed)
-    prefix = best_prefix(shareable, cached_tokens, fits, costs)
+    prefix = best_prefix(shareable, cached_tokens, fits, costs) if budget.share_prefixes else 0
     if prefix:
         members = [i for i, tokens in enumerate(shareable) if tokens >= prefix]
         chosen = _fill([length - prefix for length in lengths], seed, budget, prefix, members)

@@ -37,14 +37,25 @@ def fit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, over the file's value")
     ] = None,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Processes, started by Ray Train; 1: this one, without Ray.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train, normalise and evaluate a reward model; leaves a run directory."""
     from training.config import read_config
     from training.pipeline import train
+    from training.processes import processes
 
-    run = train(read_config(config, settings or []))
-    _show_evaluation(run.read_report()["evaluation"], f"report in {run.report}", as_json)
+    wanted = read_config(config, settings or [])
+    if num_workers > 1:
+        from training.cluster import train_on_cluster
+
+        run = train_on_cluster(wanted, num_workers)
+    else:
+        run = train(wanted)
+    if processes().is_main_process:
+        _show_evaluation(run.read_report()["evaluation"], f"report in {run.report}", as_json)
 
 
 @app.command()
@@ -73,15 +84,41 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    source: Annotated[str, typer.Argument(help="A run directory, a reward model or a Hub id.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Preferences or completions that shall average 0.")
+    ] = None,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Serve raw rewards, marked as such.")
+    ] = False,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    max_response_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    ending: Annotated[str, typer.Option(help="auto, eos or none")] = "auto",
+    template: Annotated[Path | None, typer.Option(help="A chat template of your own.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a run as a bundle and prove it through the serving code."""
+    """Export a run, or somebody else's reward model, as a bundle; prove it as it is served."""
     from training.export import export as export_run
     from training.run import Run
 
-    bundle = export_run(Run.open(run), out)
+    if (Path(source) / "report.json").is_file():
+        if calibrate or uncalibrated:
+            raise RewardError(
+                "a run has its own mean: --calibrate and --uncalibrated are for "
+                "models from elsewhere"
+            )
+        bundle = export_run(Run.open(Path(source)), out)
+    else:
+        from training.foreign import export_foreign
+
+        limits = {
+            "max_prompt_tokens": max_prompt_tokens,
+            "max_response_tokens": max_response_tokens,
+        }
+        given = {name: value for name, value in limits.items() if value is not None}
+        text = given | {"ending": ending, "template": template}
+        bundle = export_foreign(source, out, text, calibrate, uncalibrated)
     manifest = bundle.manifest
     if as_json:
         print(json.dumps({"bundle": str(out), "id": manifest.id, "name": manifest.name}))
@@ -121,6 +158,9 @@ def main() -> None:
     except RewardError as error:
         print(f"reward-train: {error.message}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"reward-train: {error}", file=sys.stderr)
+        sys.exit(70)
     except Exception:
         traceback.print_exc()
         sys.exit(70)

@@ -8,10 +8,11 @@ import numpy as np
 
 from service.config import ServiceConfig
 from service.scorer import Pair, Scorer, score_offline
+from training.checkpoint import read
 from training.data import Group
 from training.evaluate import evaluate
-from training.fit import encode_groups, predict_groups
-from training.model import RewardModel
+from training.fit import encode_groups
+from training.predict import predict_groups
 from training.run import Run
 
 
@@ -28,7 +29,7 @@ def evaluate_bundle(bundle: Path, groups: Sequence[Group]) -> dict[str, Any]:
 
 def evaluate_run(run: Run, groups: Sequence[Group]) -> dict[str, Any]:
     """Through torch."""
-    model = RewardModel.load(run.model)
+    model = read(run.model)
     encoded, _ = encode_groups(run.encoder(), groups)
     mean = np.float32(model.config.mean)
     return evaluate(groups, [rewards - mean for rewards in predict_groups(model, encoded)])
