@@ -4,8 +4,9 @@
     python -m loadtests.training_bench --trl trl/bin/python
 
 fp32, no gradient checkpointing, AdamW on both sides; no forward pass pads to more than the same
-number of tokens; as many prompts per optimizer step. Runs interleave; the ratio is of the medians.
-Memory is what the peak of the process grew by while it trained.
+number of tokens; as many prompts per optimizer step. Runs interleave; of each side the fastest is
+taken, as timeit does: what slows a run down is somebody else. Memory is what the peak of the process
+grew by while it trained.
 """
 
 import argparse
@@ -92,11 +93,10 @@ def compare(name: str, job: dict, trl: str, repeats: int) -> dict:
     row: dict[str, object] = {"data": name, "prompts": len(job["train"])}
     for worker, runs in results.items():
         seconds = [r["seconds"] for r in runs]
-        row[f"{worker}_prompts_per_s"] = round(len(job["train"]) / statistics.median(seconds), 2)
+        row[f"{worker}_prompts_per_s"] = round(len(job["train"]) / min(seconds), 2)
+        row[f"{worker}_seconds"] = [round(value, 1) for value in seconds]
         row[f"{worker}_grown_mib"] = round(statistics.median(r["grown_mib"] for r in runs))
-    ours, theirs = (
-        statistics.median(r["seconds"] for r in results[worker]) for worker in ("ours", "trl")
-    )
+    ours, theirs = (min(r["seconds"] for r in results[worker]) for worker in ("ours", "trl"))
     row["ratio"] = round(theirs / ours, 2)
     return row
 
@@ -112,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         model = base_model(Path(directory))
-        for name, prompts, k in (("k4", 48, 4), ("k9", 16, 9), ("pairs", 96, 2)):
+        for name, prompts, k in (("k9", 16, 9), ("pairs", 96, 2), ("k4", 48, 4)):
             if options.only in (None, name):
                 wanted = job(model, groups(prompts, k), options.max_batch_tokens)
                 print(json.dumps(compare(name, wanted, options.trl, options.repeats)), flush=True)

@@ -92,18 +92,25 @@ def schedule(groups: int, per_step: int, epochs: float, seed: int) -> list[list[
     return orders
 
 
+FILLED, SHORTER = 0.25, 0.85
+"a batch with this share of its budget ends where the next group is shorter by this factor"
+
+
 def plan(lengths: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
     """Groups, given the lengths of their rows, packed so that a batch pads to at most `max_tokens`.
 
-    Groups of similar length lie together. One that is larger than the budget is alone.
+    Groups of similar length lie together, and one that is much shorter begins a new batch: padding
+    costs as much as text. A group that is larger than the budget is alone.
 
-    >>> plan([[5, 6], [2, 2], [6, 6, 6], [3, 3]], max_tokens=12)
-    [[0], [2], [3, 1]]
+    >>> plan([[5, 6], [3, 2], [6, 6, 6], [3, 3]], max_tokens=12)
+    [[0], [2], [1, 3]]
     """
     batches: list[list[int]] = []
     rows = longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-max(lengths[i]), i)):
-        if batches and (rows + len(lengths[i])) * longest <= max_tokens:
+        fits = (rows + len(lengths[i])) * longest <= max_tokens
+        filled = rows * longest >= FILLED * max_tokens
+        if batches and fits and not (filled and max(lengths[i]) < SHORTER * longest):
             batches[-1].append(i)
             rows += len(lengths[i])
         else:

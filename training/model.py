@@ -45,13 +45,15 @@ class RewardModel(nn.Module):
         """(N, T), (N, T) -> raw rewards (N,), read at the last token that is not padding.
 
         The position comes from the mask, never from a pad id, and padding may be on either side.
+        On the right it needs no mask: attention is causal, no real token sees one that pads, and
+        without a mask the attention kernel computes only what is below the diagonal.
         """
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # (N, T)
+        padding = {}
+        if not attention_mask[:, 0].all():  # on the left
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # (N, T)
+            padding = {"attention_mask": attention_mask, "position_ids": position_ids}
         hidden = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
+            input_ids=input_ids, use_cache=False, **padding
         ).last_hidden_state  # (N, T, d)
         last = (attention_mask * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(
             -1

@@ -144,3 +144,11 @@ def test_a_divided_budget_still_runs_a_row() -> None:
     small = Budget(100, 0.1, 50).divided(64)
     assert (small.padded_tokens, small.state_tokens) == (1, 1)
     assert plan([pack([1, 2, 3])] * 4, 0, small).rows == [0]
+
+
+def test_an_engine_that_shares_nothing_is_given_no_prefix() -> None:
+    rows = [pack([7] * 400 + [i, i]) for i in range(6)]
+    shared = plan(rows, 0, Budget(padded_tokens=4000, padding=0.5))
+    alone = plan(rows, 0, Budget(padded_tokens=4000, padding=0.5, share_prefixes=False))
+    assert shared.prefix_tokens == 400 and alone.prefix_tokens == 0
+    assert len(alone.rows) * 402 <= 4000
