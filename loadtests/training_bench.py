@@ -5,8 +5,8 @@
 
 fp32, no gradient checkpointing, AdamW on both sides; no forward pass pads to more than the same
 number of tokens; as many prompts per optimizer step. Runs interleave; of each side the fastest is
-taken, as timeit does: what slows a run down is somebody else. Memory is what the peak of the process
-grew by while it trained.
+taken, as timeit does: what slows a run down is somebody else. Memory is what the peak of the
+process grew by while it trained.
 """
 
 import argparse

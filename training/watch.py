@@ -10,8 +10,8 @@ IN_A_ROW = 3
 "logged steps that must agree: a single odd batch stops nothing"
 TIE = 1e-3
 "root mean square of the margins below which all comparisons are ties and the loss is ln 2"
-EXPLODING = 100.0
-"times the median gradient norm so far"
+EXPLODING, USUAL = 100.0, 10
+"times the median gradient norm so far, of so many logged steps at least: warm-up begins small"
 DIVERGING = 3.0
 "times the first logged loss"
 
@@ -58,7 +58,8 @@ class Watch:
             return None
         if min(self.losses[recent]) > DIVERGING * max(self.losses[0], math.log(2)):
             return f"the loss diverges: {loss:.4g}, it began with {self.losses[0]:.4g}"
-        usual = statistics.median(self.norms[:-IN_A_ROW])
-        if min(self.norms[recent]) > EXPLODING * max(usual, 1e-6):
+        earlier = self.norms[:-IN_A_ROW]
+        usual = statistics.median(earlier)
+        if len(earlier) >= USUAL and min(self.norms[recent]) > EXPLODING * max(usual, 1e-6):
             return f"the gradients explode: norm {grad_norm:.4g}, usually {usual:.4g}"
         return None
