@@ -185,6 +185,8 @@ def fit(
     set_seed(seed)
     if settings.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    # The likelihoods do not see a shift: the bias's gradient is rounding, which Adam would step by.
+    model.score.bias.requires_grad_(loss.centring > 0)
     steps = schedule(len(train), settings.groups_per_step, settings.epochs, seed)
     trainer = PreferenceTrainer(
         model=model,

@@ -37,7 +37,9 @@ DECODERS = {
     "llama": LlamaConfig(**_GROUPED),
     "mistral": MistralConfig(**_GROUPED, sliding_window=4096),  # wider than any row, as Mistral 7B
     "gemma": GemmaConfig(**_GROUPED, head_dim=16),
-    "gpt_neox": GPTNeoXConfig(**{**_SIZES, "hidden_size": 64}),
+    "gpt_neox": GPTNeoXConfig(  # a quarter of 64 dimensions rotates, as in Pythia
+        **{**_SIZES, "hidden_size": 64, "num_attention_heads": 1}
+    ),
     "gpt2": GPT2Config(
         vocab_size=800, n_embd=48, n_layer=3, n_head=4, n_positions=MAX_TOKENS, pad_token_id=0
     ),
@@ -49,6 +51,7 @@ ENCODERS = {
     ),
     "deberta-v2": DebertaV2Config(  # the options of DeBERTa-v3
         **_SIZES,
+        initializer_range=0.1,  # its rewards are all alike at 0.02 and this width
         type_vocab_size=0,
         relative_attention=True,
         position_buckets=16,

@@ -96,6 +96,15 @@ def test_merged_adapters_give_the_rewards_they_gave_beside_it(family: str, base,
     assert any((model.state_dict()[n] - before[n]).abs().max() > 1e-3 for n in before)
 
 
+def test_the_bias_moves_only_where_the_loss_sees_a_shift(base, tmp_path: Path) -> None:
+    biases = []
+    for name, settings in (("plain", []), ("centred", ["loss.centring=0.1"])):
+        (tmp_path / name).mkdir()
+        run = _train(base("llama"), tmp_path / name, *settings)
+        biases.append(load_file(run.model / "model.safetensors")["score.bias"].item())
+    assert biases[0] == 0 and biases[1] != 0
+
+
 def test_a_run_with_adapters_leaves_a_plain_checkpoint(base, tmp_path: Path) -> None:
     path = base("llama")
     run = _train(path, tmp_path, "model.lora={rank=4,alpha=8.0}")
