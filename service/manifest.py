@@ -69,13 +69,14 @@ class Normalization(Schema):
     """
 
     mean: float
-    measured_mean: float
-    "mean reward of the reference completions through the finished graph; close to 0"
+    measured_mean: float | None
+    "mean reward of the reference completions through the finished graph, close to 0; None: no data"
     std: float
     "standard deviation of their rewards; information only"
     scale: float | None = None
     "stored, never applied by default: dividing breaks P(a beats b) = sigmoid(r_a - r_b)"
-    completions: Positive
+    completions: Annotated[int, Field(ge=0)]
+    "0: the mean came with a checkpoint, nothing was measured"
     reference: str
     reference_sha256: Sha256
 

@@ -24,6 +24,8 @@ class Budget:
     "share of padding among the padded tokens"
     state_tokens: int = 1 << 40
     "tokens whose key/value states exist at once: rows times prefix and padded suffix"
+    share_prefixes: bool = True
+    "False where the engine computes every row in full"
 
     def divided(self, by: int) -> "Budget":
         """A smaller batch, for an engine that is short of memory."""
@@ -72,6 +74,8 @@ def plan(
     """
     lengths = [len(row) // ITEM for row in rows]
     best_rate, best = _fill(lengths, seed, budget, costs)
+    if not budget.share_prefixes:
+        return best
     beginnings = Beginnings(rows)
     for prefix in _prefixes(beginnings, seed, cached_tokens):
         groups = beginnings.groups(prefix)

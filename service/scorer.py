@@ -13,6 +13,7 @@ from service import bundle as bundles
 from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
+from service.encoder_engine import EncoderEngine
 from service.engine import Engine, OnnxEngine
 from service.errors import BundleError, DeadlineExceeded, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
@@ -80,6 +81,7 @@ class Scorer:
                 config.max_batch_tokens,
                 config.max_padding,
                 max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
+                share_prefixes=sizes.kind == "causal",
             ),
             config.max_queued_tokens,
             self.recorder,
@@ -99,15 +101,14 @@ class Scorer:
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
-        engine = OnnxEngine(
-            bundle,
-            config.variant,
-            config.device,
-            config.threads,
-            config.prefix_cache_bytes,
-            config.max_state_bytes,
+        common = bundle, config.variant, config.device, config.threads
+        causal = bundle.manifest.architecture.kind == "causal"
+        engine: Engine = (
+            OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
+            if causal
+            else EncoderEngine(*common)
         )
-        costs = measure_costs(engine, bundle.manifest.text.max_tokens)
+        costs = measure_costs(engine, bundle.manifest.text.max_tokens) if causal else TYPICAL
         scorer = cls(bundle, engine, config, recorder, costs)
         scorer.verify()
         return scorer

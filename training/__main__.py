@@ -39,15 +39,27 @@ def fit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, over the file's value")
     ] = None,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Processes, started by Ray Train; 1: this one, without Ray.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train, normalise and evaluate a reward model; leaves a run directory."""
     from training.config import read_config
     from training.pipeline import train
+    from training.processes import processes
     from training.report.page import HTML
     from training.tables import show_evaluation
 
-    run = train(read_config(config, settings or []))
+    wanted = read_config(config, settings or [])
+    if num_workers > 1:
+        from training.cluster import train_on_cluster
+
+        run = train_on_cluster(wanted, num_workers)
+    else:
+        run = train(wanted)
+    if not processes().is_main_process:
+        return
     report = run.read_report()["evaluation"]
     if as_json:
         print(json.dumps(report))
@@ -158,15 +170,41 @@ def compare(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    source: Annotated[str, typer.Argument(help="A run directory, a reward model or a Hub id.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Preferences or completions that shall average 0.")
+    ] = None,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Serve raw rewards, marked as such.")
+    ] = False,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    max_response_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    ending: Annotated[str, typer.Option(help="auto, eos or none")] = "auto",
+    template: Annotated[Path | None, typer.Option(help="A chat template of your own.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a run as a bundle and prove it through the serving code."""
+    """Export a run, or somebody else's reward model, as a bundle; prove it as it is served."""
     from training.export import export as export_run
     from training.run import Run
 
-    bundle = export_run(Run.open(run), out)
+    if (Path(source) / "report.json").is_file():
+        if calibrate or uncalibrated:
+            raise RewardError(
+                "a run has its own mean: --calibrate and --uncalibrated are for "
+                "models from elsewhere"
+            )
+        bundle = export_run(Run.open(Path(source)), out)
+    else:
+        from training.foreign import export_foreign
+
+        limits = {
+            "max_prompt_tokens": max_prompt_tokens,
+            "max_response_tokens": max_response_tokens,
+        }
+        given = {name: value for name, value in limits.items() if value is not None}
+        text = given | {"ending": ending, "template": template}
+        bundle = export_foreign(source, out, text, calibrate, uncalibrated)
     manifest = bundle.manifest
     if as_json:
         print(json.dumps({"bundle": str(out), "id": manifest.id, "name": manifest.name}))
@@ -186,14 +224,17 @@ def demo(
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING)
     """Exit codes: 0 done; 1 the input, the data or the settings are wrong, so trying again is no
     use; 2 wrong usage; 70 anything else, such as a full disk, after which a new try may do."""
+    logging.basicConfig(level=logging.WARNING)
     try:
         app()
     except RewardError as error:
         print(f"reward-train: {error.message}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"reward-train: {error}", file=sys.stderr)
+        sys.exit(70)
     except Exception:
         traceback.print_exc()
         sys.exit(70)

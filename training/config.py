@@ -32,10 +32,20 @@ class Scratch(Section):
     batch_size: Positive = 32
 
 
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685) on the backbone; merged into it when training ends."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
 class Model(Section):
     path: Path | None = None
-    "a causal checkpoint in a local directory: config.json, model.safetensors, tokenizer.json"
+    "a decoder or encoder in safetensors: a local directory or a Hub id such as org/name"
     scratch: Scratch | None = None
+    lora: Lora | None = None
+    "low-rank adapters; without this section all weights are trained"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -71,6 +81,30 @@ class Text(Section):
     template_date: str = "2026-01-01"
     ending: Literal["auto", "eos", "none"] = "auto"
     "auto: end-of-sequence after the response where the model has no chat template"
+    template: Path | None = None
+    "a chat template (jinja) in place of the tokenizer's own"
+
+
+class Loss(Section):
+    """The likelihood of a preference and what is added to it; formulas in training/loss.py."""
+
+    likelihood: Literal["bradley-terry", "scaled-bradley-terry", "rao-kupper", "plackett-luce"] = (
+        "bradley-terry"
+    )
+    """bradley-terry takes soft targets and target margins; scaled-bradley-terry weighs each
+    comparison by the data's margin; rao-kupper models ties; plackett-luce needs whole rankings"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    "share of the labels taken to be flipped"
+    tie_threshold: Annotated[float, Field(gt=0)] = 0.5
+    "rao-kupper: equals tie with probability tanh(tie_threshold / 2)"
+    centring: Annotated[float, Field(ge=0)] = 0.0
+    "weight of the squared sum of the two rewards of a comparison; TRL recommends 0.01"
+
+    @model_validator(mode="after")
+    def _smoothing_fits(self) -> Self:
+        if self.label_smoothing and self.likelihood in ("rao-kupper", "plackett-luce"):
+            raise ValueError(f"label_smoothing has no meaning in {self.likelihood}; set it to 0")
+        return self
 
 
 class Fit(Section):
@@ -78,15 +112,22 @@ class Fit(Section):
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
     learning_rate: Annotated[float, Field(gt=0)] = 9e-6
-    groups_per_batch: Positive = 16
-    "prompts that go through the model together"
-    accumulate: Positive = 1
-    "batches per optimizer step"
+    groups_per_step: Positive = 64
+    "prompts of one optimizer step, over all processes; 64 as InstructGPT"
+    max_batch_tokens: Positive = 8192
+    "padded tokens of one forward pass: memory and speed; it changes no gradient"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     evaluations: Positive = 4
     "how often the held-out split is scored and a checkpoint kept, spread evenly"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    "bf16: computed in bfloat16 by autocast, weights and optimizer in fp32"
+    gradient_checkpointing: bool = False
+    fsdp: bool = False
+    "shard weights, gradients and optimizer over the processes (PyTorch FSDP)"
+    fsdp_config: dict[str, object] = {}
+    "given to transformers and accelerate as it is"
 
 
 class TrainConfig(Section):
@@ -97,7 +138,14 @@ class TrainConfig(Section):
     model: Model
     data: Data
     text: Text = Text()
+    loss: Loss = Loss()
     fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> Self:
+        if self.fit.fsdp and self.model.lora:
+            raise ValueError("fit.fsdp and model.lora do not go together; give one of them")
+        return self
 
 
 def read_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:

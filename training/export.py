@@ -19,11 +19,13 @@ from service.errors import TrainingError
 from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Variant
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Encoder, Message
+from training.checkpoint import read
 from training.data import Prompt, completions_sha256
-from training.fit import predict
+from training.encoder_graph import encoder_sizes, export_encoder_graph
 from training.graph import export_graph, sizes
-from training.model import RewardModel
+from training.model import AnyRewardModel, EncoderRewardModel
 from training.normalize import reference_mean
+from training.predict import predict
 from training.run import Run, plain
 
 Completions = Sequence[tuple[Prompt, str]]
@@ -39,7 +41,7 @@ class Source:
     """What a bundle is made of."""
 
     name: str
-    model: RewardModel
+    model: AnyRewardModel
     tokenizer_json: str
     template: str | None
     rules: TextRules
@@ -56,31 +58,44 @@ class Source:
 
 
 def export(run: Run, out: Path) -> Bundle:
-    """Write the bundle of a run, prove it, and only then give it its name.
+    """The bundle of a run, with its report."""
+    reference = run.reference()
+    return write_proved(_source(run, reference), reference, out, run.report)
 
-    Proof: every file's digest, the golden scores, and the mean over the reference completions,
-    measured again through the finished graph and the code that serves.
+
+def write_proved(
+    source: Source, completions: Completions, out: Path, report: Path | None = None
+) -> Bundle:
+    """Write a bundle, prove it, and only then give it its name.
+
+    Proof: every file's digest, the golden scores, and, where the mean was measured, the mean over
+    the completions again, through the finished graph and the code that serves.
     """
     if out.exists():
         raise TrainingError(f"{out}: exists already; remove it or choose another --out")
-    reference = run.reference()
-    source = _source(run, reference)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as directory:
         unfinished = Path(directory) / out.name
         unfinished.mkdir()
-        (unfinished / bundles.REPORT_DIR).mkdir()
-        for file in (run.report, run.report.with_suffix(".html")):
-            shutil.copyfile(file, unfinished / bundles.REPORT_DIR / file.name)
-        bundle = write_bundle(unfinished, source, reference)
-        _record_measured(bundle, *_serve(unfinished, reference))
+        if report is not None:
+            (unfinished / bundles.REPORT_DIR).mkdir()
+            for file in filter(Path.is_file, (report, report.with_suffix(".html"))):
+                shutil.copyfile(file, unfinished / bundles.REPORT_DIR / file.name)
+        bundle = write_bundle(unfinished, source, completions)
+        _record_measured(bundle, *_serve(unfinished, completions))
         unfinished.rename(out)
     return bundles.load(out)
 
 
 def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle:
     """Write every file of a bundle into the directory `path`; golden rows from `completions`."""
-    export_graph(source.model, source.mean, path / "model.onnx")
+    _allow_windows(source.model, source.rules.max_tokens)
+    if isinstance(source.model, EncoderRewardModel):
+        export_encoder_graph(source.model, source.mean, path / "model.onnx")
+        architecture = encoder_sizes(source.model)
+    else:
+        export_graph(source.model, source.mean, path / "model.onnx")
+        architecture = sizes(source.model)
     (path / bundles.TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     if source.template is not None:
         (path / bundles.TEMPLATE).write_text(source.template, encoding="utf-8")
@@ -98,13 +113,25 @@ def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle
     return bundles.write_manifest(
         path,
         name=source.name,
-        architecture=sizes(source.model),
+        architecture=architecture,
         text=source.rules,
         normalization=source.normalization,
         variants=(fp32,),
         evaluation=source.evaluation,
         provenance=source.provenance,
     )
+
+
+def _allow_windows(model: AnyRewardModel, max_tokens: int) -> None:
+    """A decoder's sliding window that no row reaches cuts nothing: take it away.
+
+    A narrower one stays, and the graph refuses it.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    if model.kind == "causal" and window is not None and window >= max_tokens:
+        for module in (model.config, *model.modules()):
+            if getattr(module, "sliding_window", None) is not None:
+                module.sliding_window = None
 
 
 def golden_rows(source: Source, completions: Completions) -> list[GoldenRow]:
@@ -139,7 +166,7 @@ def _source(run: Run, reference: Completions) -> Source:
     base = report["config"]["model"]["path"]
     return Source(
         name=report["name"],
-        model=RewardModel.load(run.model),
+        model=read(run.model),
         tokenizer_json=run.tokenizer_json(),
         template=run.template(),
         rules=run.rules(),
@@ -171,22 +198,24 @@ def _serve(path: Path, completions: Completions) -> tuple[np.ndarray, bool]:
 
 def _record_measured(bundle: Bundle, rewards: np.ndarray, bit_invariant: bool) -> None:
     """Write the manifest again with what was measured; its identity does not depend on it."""
-    measured = reference_mean(rewards)
-    if abs(measured) > MEAN_TOLERANCE:
-        raise TrainingError(
-            f"the reference completions average {measured} through the exported graph; "
-            f"the limit is {MEAN_TOLERANCE}"
-        )
     manifest = bundle.manifest
-    assert manifest.normalization is not None
-    update = {"measured_mean": measured, "std": float(rewards.std())}
+    normalization = manifest.normalization
+    if normalization is not None and normalization.completions:
+        measured = reference_mean(rewards)
+        if abs(measured) > MEAN_TOLERANCE:
+            raise TrainingError(
+                f"the reference completions average {measured} through the exported graph; "
+                f"the limit is {MEAN_TOLERANCE}"
+            )
+        update = {"measured_mean": measured, "std": float(rewards.std())}
+        normalization = normalization.model_copy(update=update)
     (fp32,) = manifest.variants
     bundles.write_manifest(
         bundle.path,
         name=manifest.name,
         architecture=manifest.architecture,
         text=manifest.text,
-        normalization=manifest.normalization.model_copy(update=update),
+        normalization=normalization,
         variants=(fp32.model_copy(update={"bit_invariant": bit_invariant}),),
         evaluation=manifest.evaluation,
         provenance=manifest.provenance,

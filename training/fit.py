@@ -1,32 +1,34 @@
-"""transformers.Trainer with our collator and our loss. Knows groups of token ids, not text."""
+"""transformers.Trainer with our batches and our loss. Knows groups of token ids, not text."""
 
 import contextlib
+import functools
 import json
 import math
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from service.errors import InvalidRequest, TrainingError
+from service.errors import DataError, InvalidRequest, TrainingError
 from service.text import Encoder
-from training.config import Fit
-from training.data import Comparison, Group
+from training.batches import EncodedGroup, Share, collate, deal, ranking, schedule
+from training.checkpoint import read
+from training.config import Fit, Loss
+from training.data import Group
 from training.evaluate import evaluate
-from training.loss import preference_loss
-from training.model import RewardModel
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedGroup:
-    rows: list[list[int]]
-    comparisons: tuple[Comparison, ...]
+from training.gradient import accumulate, batch_loss
+from training.model import AnyRewardModel
+from training.predict import predict_groups
+from training.processes import on_cpu
+from training.watch import Watch
 
 
 def encode_groups(encoder: Encoder, groups: Sequence[Group]) -> tuple[list[EncodedGroup], int]:
@@ -42,133 +44,184 @@ def encode_groups(encoder: Encoder, groups: Sequence[Group]) -> tuple[list[Encod
     return encoded, truncated
 
 
-def collate(groups: Sequence[EncodedGroup]) -> dict[str, torch.Tensor]:
-    """Unique completions of the groups, padded on the right, and the comparisons among them.
-
-    Each group weighs 1/len(groups) in all, each of its comparisons an equal part of that: all
-    C(K,2) comparisons of a prompt are one batch element (InstructGPT, arXiv 2203.02155, eq. 1).
-
-    >>> batch = collate([EncodedGroup([[5, 6], [5, 7, 8]], (Comparison(1, 0),))])
-    >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
-    ([[5, 6, 0], [5, 7, 8]], [[1, 1, 0], [1, 1, 1]])
-    >>> batch["winner"].tolist(), batch["loser"].tolist(), batch["weight"].tolist()
-    ([1], [0], [1.0])
-    """
-    rows = [row for group in groups for row in group.rows]
-    longest = max(map(len, rows))
-    starts = np.cumsum([0, *(len(group.rows) for group in groups)])
-    placed = [
-        (start + c.winner, start + c.loser, c.target, c.target_margin, 1 / len(group.comparisons))
-        for start, group in zip(starts, groups, strict=False)
-        for c in group.comparisons
-    ]
-    winner, loser, target, target_margin, weight = zip(*placed, strict=True)
-    return {
-        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in rows]),  # (N, T)
-        "attention_mask": torch.tensor(
-            [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        ),
-        "winner": torch.tensor(winner),  # (C,)
-        "loser": torch.tensor(loser),
-        "target": torch.tensor(target, dtype=torch.float32),
-        "target_margin": torch.tensor(target_margin, dtype=torch.float32),
-        "weight": torch.tensor(weight, dtype=torch.float32) / len(groups),
-    }
-
-
-def batch_loss(rewards: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over groups of the mean over their comparisons, scalar."""
-    losses = preference_loss(
-        rewards, batch["winner"], batch["loser"], batch["target"], batch["target_margin"]
-    )
-    return (batch["weight"] * losses).sum()
-
-
-@torch.no_grad()
-def predict(model: RewardModel, rows: Sequence[Sequence[int]], batch_size: int = 64) -> np.ndarray:
-    """Raw rewards of the rows, (N,), computed in order of length."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    rewards = np.empty(len(rows), np.float32)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([EncodedGroup([list(rows[i]) for i in chosen], (Comparison(0, 0),))])
-        rewards[chosen] = (
-            model(batch["input_ids"].to(device), batch["attention_mask"].to(device)).cpu().numpy()
-        )
-    model.train(training)
-    if not np.isfinite(rewards).all():
-        row = int(np.flatnonzero(~np.isfinite(rewards))[0])
-        raise TrainingError(
-            f"completion {row} of {len(rows)}: its reward is {rewards[row]}; the weights are broken"
-        )
-    return rewards
-
-
-def predict_groups(model: RewardModel, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
-    """Raw rewards per group, one per unique completion."""
-    flat = predict(model, [row for group in groups for row in group.rows])
-    return np.split(flat, np.cumsum([len(group.rows) for group in groups])[:-1])
+def check_likelihood(groups: Sequence[EncodedGroup], settings: Loss) -> None:
+    """Raises DataError where the data lacks what the likelihood speaks of, naming the line."""
+    for group in groups:
+        line = f"data line {group.comparisons[0].line}"
+        if settings.likelihood == "plackett-luce":
+            try:
+                ranking(group)
+            except ValueError as error:
+                raise DataError(f"{line}: loss.likelihood is plackett-luce, but {error}") from error
+        for c in group.comparisons:
+            if settings.likelihood == "scaled-bradley-terry" and c.target_margin <= 0:
+                raise DataError(
+                    f"data line {c.line}: loss.likelihood is scaled-bradley-terry, which weighs "
+                    f"each comparison by its margin, but that is {c.target_margin}; it must be > 0"
+                )
+            if settings.likelihood == "rao-kupper" and c.target not in (0.0, 0.5, 1.0):
+                raise DataError(
+                    f"data line {c.line}: loss.likelihood is rao-kupper, whose targets are 0, 0.5 "
+                    f"(a tie) and 1, but this one is {c.target}"
+                )
 
 
 class PreferenceTrainer(Trainer):
-    """Our loss and our evaluation inside transformers' loop."""
+    """Our step, our evaluation and our alarms inside transformers' loop.
 
-    model: RewardModel
+    An item of the training set is all groups of one optimizer step; each process takes its share.
+    """
 
-    def __init__(self, *args: Any, held_out: Sequence[Group], **kwargs: Any) -> None:
+    model: AnyRewardModel
+
+    def __init__(
+        self, *args: Any, held_out: Sequence[Group], settings: Fit, loss: Loss, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False  # our loss is a mean: accumulation divides it
-        self.held_out = held_out
+        self.model_accepts_loss_kwargs = False
+        self.held_out, self.settings, self.loss = held_out, settings, loss
+        self.watch = Watch(settings.learning_rate)
+        self._squares = torch.zeros(2)  # sum of squared margins since the last log, and how many
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = batch_loss(model(inputs["input_ids"], inputs["attention_mask"]), inputs)
+    def get_train_dataloader(self) -> DataLoader:
+        deal_out = functools.partial(
+            _share,
+            max_tokens=self.settings.max_batch_tokens,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            ranked=self.loss.likelihood == "plackett-luce",
+        )
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=deal_out)
+
+    def training_step(self, model: Any, inputs: list[Share], *args: Any) -> torch.Tensor:
+        (share,) = inputs
+        model.train()
+        loss, margins = accumulate(
+            model,
+            share.to(self.args.device),
+            self.loss,
+            self.accelerator.backward,
+            functools.partial(self.accelerator.no_sync, model),
+        )
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"step {self.state.global_step}: the loss is {loss.item()}; "
                 "lower fit.learning_rate, or look for broken weights in the base model"
             )
-        return loss
+        squares = margins.double().square().sum().item()
+        self._squares += torch.tensor([squares, float(len(margins))])
+        return loss.to(self.args.device)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the margins' root mean square to a training step's entry, and looks at it."""
+        if "grad_norm" in logs:
+            total = self.accelerator.reduce(self._squares.to(self.args.device))
+            logs["margin_rms"] = math.sqrt(total[0].item() / max(total[1].item(), 1.0))
+            self._squares = torch.zeros(2)
+        super().log(logs, *args, **kwargs)
+        if "grad_norm" in logs:
+            self.watch.observe(
+                self.state.global_step,
+                logs["loss"],
+                logs["grad_norm"],
+                logs["margin_rms"],
+                self._last_good(),
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Accuracy and margin of the held-out groups, and the loss that is trained on them."""
         rewards = predict_groups(self.model, self.eval_dataset)
         report = evaluate(self.held_out, rewards, resamples=0)
-        metrics = {f"eval_{name}": report[name] for name in ("loss", "accuracy", "margin")}
+        choices = [replace(group, rows=[[0]] * len(group.rows)) for group in self.eval_dataset]
+        batch = collate(choices, ranked=self.loss.likelihood == "plackett-luce")
+        metrics = {f"eval_{name}": report[name] for name in ("accuracy", "margin")}
+        flat = torch.cat([torch.from_numpy(values) for values in rewards])
+        metrics["eval_loss"] = batch_loss(flat, batch, self.loss).item()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint is a raw reward model that opens by itself, beside the trainer's state."""
+        assert output_dir is not None
+        if self.args.should_save:
+            self.model.save(output_dir, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            broken = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(broken, ignore_errors=True)
+            raise OSError(
+                f"{broken} could not be written: {error}; what was written of it is removed, "
+                f"{self._last_good() or 'no checkpoint'} is kept. Make room and give the same "
+                "command again to go on"
+            ) from error
+
+    def _last_good(self) -> str | None:
+        best = self.state.best_model_checkpoint
+        return best or last_whole_checkpoint(Path(self.args.output_dir))
+
 
 def fit(
-    model: RewardModel,
+    model: AnyRewardModel,
     train: Sequence[EncodedGroup],
     held_out: Sequence[Group],
     encoded_held_out: Sequence[EncodedGroup],
     settings: Fit,
+    loss: Loss,
     checkpoints: Path,
     seed: int,
-) -> list[dict[str, float]]:
-    """Train `model` in place; the checkpoint with the lowest held-out loss is the one kept.
+) -> tuple[AnyRewardModel, list[dict[str, float]]]:
+    """The trained model, as in the checkpoint with the lowest held-out loss, and the log.
 
-    AdamW, linear warm-up, cosine to 10 % of the rate. Returns the log: one entry per logged step.
+    `model` is trained in place, except where it is sharded: then the checkpoint is read again.
+    AdamW, linear warm-up, cosine to 10 % of the rate. The log has one entry per logged step.
     """
+    check_likelihood([*train, *encoded_held_out], loss)
     set_seed(seed)
-    steps = math.ceil(len(train) / settings.groups_per_batch / settings.accumulate)
-    every = max(1, math.ceil(steps * settings.epochs / settings.evaluations))
-    arguments = TrainingArguments(
+    if settings.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    # The likelihoods do not see a shift: the bias's gradient is rounding, which Adam would step by.
+    model.score.bias.requires_grad_(loss.centring > 0)
+    steps = schedule(len(train), settings.groups_per_step, settings.epochs, seed)
+    trainer = PreferenceTrainer(
+        model=model,
+        args=_arguments(settings, len(steps), checkpoints, seed),
+        train_dataset=[[train[i] for i in step] for step in steps],
+        eval_dataset=list(encoded_held_out),
+        held_out=held_out,
+        settings=settings,
+        loss=loss,
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+    log = [
+        entry | {"epoch": round(entry["epoch"] * settings.epochs, 4)} if "epoch" in entry else entry
+        for entry in trainer.state.log_history
+    ]
+    if settings.fsdp:
+        trainer.accelerator.wait_for_everyone()
+        return read(Path(str(trainer.state.best_model_checkpoint))), log
+    return model, log
+
+
+def _arguments(settings: Fit, steps: int, checkpoints: Path, seed: int) -> TrainingArguments:
+    every = max(1, math.ceil(steps / settings.evaluations))
+    sharding = {"fsdp": True, "fsdp_config": settings.fsdp_config} if settings.fsdp else {}
+    return TrainingArguments(
         output_dir=str(checkpoints),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.groups_per_batch,
-        gradient_accumulation_steps=settings.accumulate,
+        max_steps=steps,
+        per_device_train_batch_size=1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
         optim="adamw_torch",
         eval_strategy="steps",
         save_strategy="steps",
@@ -180,21 +233,17 @@ def fit(
         greater_is_better=False,
         logging_steps=max(1, every // 10),
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
+        use_cpu=on_cpu(),
+        ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),  # then a line per logged step instead
         seed=seed,
+        **sharding,
     )
-    trainer = PreferenceTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=list(train),
-        eval_dataset=list(encoded_held_out),
-        data_collator=collate,
-        held_out=held_out,
-    )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
-    return trainer.state.log_history
+
+
+def _share(items: list[list[EncodedGroup]], **options: Any) -> list[Share]:
+    return [deal(item, **options) for item in items]
 
 
 def last_whole_checkpoint(path: Path) -> str | None:

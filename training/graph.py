@@ -184,7 +184,7 @@ def sizes(model: RewardModel) -> Architecture:
 
 
 @contextmanager
-def _own_errors(family: str) -> Iterator[None]:
+def own_errors(family: str) -> Iterator[None]:
     """Our refusal instead of the exporter's error around it."""
     try:
         yield
@@ -195,7 +195,7 @@ def _own_errors(family: str) -> Iterator[None]:
         raise cause or TrainingError(f"{family} models cannot be exported: {error}") from None
 
 
-def _strip(model: onnx_ir.Model) -> None:
+def strip(model: onnx_ir.Model) -> None:
     """Remove what the exporter notes about itself (stack traces, paths): the same weights give
     the same file, wherever and from whatever line they were exported."""
     graph = model.graph
@@ -227,7 +227,7 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
         _onnx_attention(model),
         _last_layer_pruned(model),
         warnings.catch_warnings(),
-        _own_errors(shape.family),
+        own_errors(shape.family),
     ):
         warnings.simplefilter("ignore")  # of the exporter: axes that share a name, and its own
         program = torch.onnx.export(
@@ -247,5 +247,5 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    _strip(program.model)
+    strip(program.model)
     program.save(str(file), external_data=True)

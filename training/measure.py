@@ -38,10 +38,11 @@ def score_bundle(bundle: Path, groups: Sequence[Group]) -> list[np.ndarray]:
 
 def score_run(run: Run, groups: Sequence[Group]) -> list[np.ndarray]:
     """Through torch."""
-    from training.fit import encode_groups, predict_groups
-    from training.model import RewardModel
+    from training.checkpoint import read
+    from training.fit import encode_groups
+    from training.predict import predict_groups
 
-    model = RewardModel.load(run.model)
+    model = read(run.model)
     encoded, _ = encode_groups(run.encoder(), groups)
     mean = np.float32(model.config.mean)
     return [rewards - mean for rewards in predict_groups(model, encoded)]
@@ -84,10 +85,9 @@ def open_encoder(source: Path, text: Text) -> Encoder:
         return Run(source).encoder()
     if not (source / bundles.TOKENIZER).is_file():
         raise TrainingError(f"{source}: neither a bundle, nor a run, nor a checkpoint directory")
-    from transformers import AutoTokenizer
-
+    from training.pipeline import open_tokenizer
     from training.rules import text_rules
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = open_tokenizer(source, text)
     rules = text_rules(tokenizer, text)
     return Encoder(tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, rules)

@@ -6,10 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
 from service.errors import DataError, TrainingError
+from training import checkpoint, lora
+from training.batches import EncodedGroup
 from training.checks import check, leaked_prompts
 from training.config import Text, TrainConfig
 from training.data import (
@@ -23,12 +25,14 @@ from training.data import (
     split_by_prompt,
 )
 from training.evaluate import evaluate
-from training.fit import EncodedGroup, encode_groups, fit, predict, predict_groups
+from training.fit import encode_groups, fit
 from training.formats.record import Record
 from training.formats.source import sha256
 from training.issues import Issues
-from training.model import RewardModel
+from training.model import AnyRewardModel, usable_positions
 from training.normalize import reference_mean
+from training.predict import predict, predict_groups
+from training.processes import processes
 from training.report.figures import figures
 from training.report.page import write as write_report
 from training.rules import text_rules
@@ -46,39 +50,56 @@ def train(config: TrainConfig) -> Run:
 
     A run that was killed goes on from its last checkpoint when the same configuration is given
     again, and ends with the weights it would have had (CPU, fp32). One that had ended is returned.
+
+    Under torchrun every process runs this; the first one writes.
     """
-    run = Run(config.out)
-    if run.begin(config, _inputs(config)):
-        return run
+    run, state = Run(config.out), processes()
+    with state.main_process_first():
+        if run.begin(config, _inputs(config)):
+            return run
     records, train_groups, held_out, issues = _read(config)
-    base = _base(config, train_groups, run)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    rules = text_rules(tokenizer, config.text)
-    run.model.mkdir(exist_ok=True)
-    tokenizer.save_pretrained(run.model)
-    run.write_rules(rules)
+    with state.main_process_first():
+        base = _base(config, train_groups, run)
+        tokenizer = open_tokenizer(base, config.text)
+        if state.is_main_process:
+            run.model.mkdir(exist_ok=True)
+            tokenizer.save_pretrained(run.model)
+            run.write_rules(text_rules(tokenizer, config.text))
     encoder = run.encoder()
 
     encoded, truncated = encode_groups(encoder, train_groups)
     train_groups, encoded = _without_void(config, train_groups, encoded, issues)
     encoded_held_out, _ = encode_groups(encoder, held_out)
     set_seed(config.seed)  # the head's weights
-    model = RewardModel.from_causal(base)
-    _check_positions(model, config.text)
-    history = fit(
-        model, encoded, held_out, encoded_held_out, config.fit, run.checkpoints, config.seed
+    model = checkpoint.begin(base)
+    check_positions(model, config.text)
+    adapters = lora.attach(model, config.model.lora) if config.model.lora else None
+    model, history = fit(
+        model,
+        encoded,
+        held_out,
+        encoded_held_out,
+        config.fit,
+        config.loss,
+        run.checkpoints,
+        config.seed,
     )
+    if adapters is not None:
+        lora.merge(adapters)
 
     reference = reference_completions(train_groups)
     rows = [e.rows[i] for group, e in zip(train_groups, encoded, strict=True) for i in group.chosen]
     raw_rewards = predict(model, rows)
     mean = reference_mean(raw_rewards)
-    model.save(run.model, mean=mean)
-    run.write_reference(reference)
-    run.write_held_out(held_out)
     rewards = [values - np.float32(mean) for values in predict_groups(model, encoded_held_out)]
     leaked = leaked_prompts(train_groups, held_out)
     evaluation = evaluate(held_out, rewards, leaked=leaked)
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        return run
+    model.save(run.model, mean=mean)
+    run.write_reference(reference)
+    run.write_held_out(held_out)
     write_report(
         {
             "name": config.name,
@@ -101,6 +122,7 @@ def train(config: TrainConfig) -> Run:
         },
         run.path,
     )
+    state.wait_for_everyone()
     if evaluation["collapsed"]:
         raise TrainingError(
             "the model gives every completion the same reward and its loss is ln 2: it learned "
@@ -112,6 +134,7 @@ def train(config: TrainConfig) -> Run:
 def _inputs(config: TrainConfig) -> dict[str, str]:
     """SHA-256 of every file the run learns from."""
     files = [config.data.train, *([config.data.eval] if config.data.eval else [])]
+    files += [config.text.template] if config.text.template else []
     if config.model.path is not None:
         files += sorted(file for file in config.model.path.glob("*") if file.is_file())
     try:
@@ -140,11 +163,9 @@ def _read(config: TrainConfig) -> tuple[list[Record], list[Group], list[Group], 
 
 
 def _base(config: TrainConfig, groups: list[Group], run: Run) -> Path:
-    """Directory of the causal checkpoint to begin with; made here when it is to be from scratch."""
+    """Directory of the checkpoint to begin with; made here when it is to be from scratch."""
     if config.model.path is not None:
-        if not (config.model.path / "config.json").is_file():
-            raise TrainingError(f"model.path: {config.model.path} has no config.json")
-        return config.model.path
+        return checkpoint.find(config.model.path)
     assert config.model.scratch is not None
     if not run.base.exists():
         unfinished = run.path / "base.unfinished"
@@ -153,9 +174,20 @@ def _base(config: TrainConfig, groups: list[Group], run: Run) -> Path:
     return run.base
 
 
-def _check_positions(model: RewardModel, text: Text) -> None:
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None)
+def open_tokenizer(base: Path, text: Text) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        if isinstance(tokenizer.chat_template, dict):  # several; transformers takes this one
+            tokenizer.chat_template = tokenizer.chat_template["default"]
+        if text.template is not None:
+            tokenizer.chat_template = text.template.read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(f"{base}: its tokenizer cannot be read: {error}") from error
+    return tokenizer
+
+
+def check_positions(model: AnyRewardModel, text: Text) -> None:
+    positions = usable_positions(model)
     wanted = text.max_prompt_tokens + text.max_response_tokens
     if positions is not None and wanted > positions:
         raise TrainingError(

@@ -202,3 +202,11 @@ def test_beginnings_are_those_of_every_two_rows(rows) -> None:
         assert beginnings.longest()[i] == found[0]
         for tokens in set(found) - {0}:
             assert beginnings.groups(tokens)[i] is not None
+
+
+def test_an_engine_that_shares_nothing_is_given_no_prefix() -> None:
+    rows = [pack([7] * 400 + [i, i]) for i in range(6)]
+    shared = plan(rows, 0, Budget(padded_tokens=4000, padding=0.5))
+    alone = plan(rows, 0, Budget(padded_tokens=4000, padding=0.5, share_prefixes=False))
+    assert shared.prefix_tokens == 400 and alone.prefix_tokens == 0
+    assert len(alone.rows) * 402 <= 4000

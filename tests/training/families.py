@@ -1,9 +1,23 @@
-"""Tiny random models of the decoder families that are exported."""
+"""Tiny random models of every family that is exported."""
 
 import torch
-from transformers import AutoModel, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+)
 
-from training.model import RewardModel
+from training.model import AnyRewardModel, EncoderRewardModel, RewardModel, begin_head
 
 MAX_TOKENS = 96
 
@@ -13,19 +27,56 @@ _SIZES = {
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": MAX_TOKENS,
+    "pad_token_id": 0,
 }
-FAMILIES = {
-    "qwen3": Qwen3Config(**_SIZES, head_dim=16),
-    "llama": LlamaConfig(**_SIZES),
-    "gpt2": GPT2Config(vocab_size=800, n_embd=48, n_layer=3, n_head=4, n_positions=MAX_TOKENS),
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+DECODERS = {
+    "qwen3": Qwen3Config(**_GROUPED, head_dim=16),
+    "qwen2": Qwen2Config(**_GROUPED),
+    "llama": LlamaConfig(**_GROUPED),
+    "mistral": MistralConfig(**_GROUPED, sliding_window=4096),  # wider than any row, as Mistral 7B
+    "gemma": GemmaConfig(**_GROUPED, head_dim=16),
+    "gpt_neox": GPTNeoXConfig(  # a quarter of 64 dimensions rotates, as in Pythia
+        **{**_SIZES, "hidden_size": 64, "num_attention_heads": 1}
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=800, n_embd=48, n_layer=3, n_head=4, n_positions=MAX_TOKENS, pad_token_id=0
+    ),
 }
+ENCODERS = {
+    "bert": BertConfig(**_SIZES),
+    "roberta": RobertaConfig(
+        **{**_SIZES, "max_position_embeddings": MAX_TOKENS + 2, "pad_token_id": 1}
+    ),
+    "deberta-v2": DebertaV2Config(  # the options of DeBERTa-v3
+        **_SIZES,
+        initializer_range=0.1,  # its rewards are all alike at 0.02 and this width
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=16,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        pooler_hidden_size=48,
+    ),
+    "modernbert": ModernBertConfig(
+        **_SIZES, global_attn_every_n_layers=2, local_attention=16, cls_token_id=1, sep_token_id=2
+    ),
+}
+FAMILIES = {**DECODERS, **ENCODERS}
 
 
-def tiny(family: str) -> RewardModel:
+def tiny(family: str) -> AnyRewardModel:
     torch.manual_seed(0)
-    model = RewardModel(AutoModel.from_config(FAMILIES[family])).eval()
+    config = FAMILIES[family].__class__.from_dict(FAMILIES[family].to_dict())
+    config.num_labels = 1
+    if family in DECODERS:
+        model: AnyRewardModel = RewardModel(AutoModel.from_config(config)).eval()
+    else:
+        model = EncoderRewardModel(AutoModelForSequenceClassification.from_config(config)).eval()
+        begin_head(model.score)
     with torch.no_grad():  # spread the rewards, or rank flips could hide in their closeness
         model.score.weight *= 20
     return model

@@ -5,13 +5,14 @@ import pytest
 
 from service.bundle import Bundle
 from service.config import ServiceConfig
+from service.encoder_engine import EncoderEngine
 from service.engine import OnnxEngine
 from service.manifest import Normalization, Provenance, TextRules
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Message
-from tests.training.families import FAMILIES, MAX_TOKENS, tiny
+from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS, tiny
 from training.export import TOLERANCE, Source, write_bundle
-from training.fit import predict
+from training.predict import predict
 from training.run import Run
 
 MEAN = 0.375
@@ -53,6 +54,11 @@ def pair(request, run: Run, tmp_path_factory) -> tuple:
     return model, write_bundle(path, source, run.reference())
 
 
+def _engine(bundle: Bundle) -> OnnxEngine | EncoderEngine:
+    causal = bundle.manifest.architecture.kind == "causal"
+    return OnnxEngine(bundle, "fp32", "cpu") if causal else EncoderEngine(bundle, "fp32", "cpu")
+
+
 def test_every_length_agrees_and_no_rank_flips(pair) -> None:
     model, bundle = pair
     rng = np.random.default_rng(0)
@@ -60,7 +66,7 @@ def test_every_length_agrees_and_no_rank_flips(pair) -> None:
     for row in rows[::3]:
         row[-1] = 2  # ends in the token that others take for padding
     expected = predict(model, rows) - np.float32(MEAN)
-    engine = OnnxEngine(bundle, "fp32", "cpu")
+    engine = _engine(bundle)
     got = np.concatenate([engine.run(rows[i : i + 5]) for i in range(0, len(rows), 5)])
     assert np.abs(got - expected).max() <= TOLERANCE["fp32"]
     assert (np.argsort(got) == np.argsort(expected)).all()
@@ -82,6 +88,7 @@ def test_conversations_agree_with_an_empty_system_prompt_too(pair) -> None:
     assert [r.truncated for r in results] == [False, False, True, False]
 
 
+@pytest.mark.parametrize("pair", DECODERS, indirect=True)
 def test_the_prefix_of_a_group_may_be_computed_once(pair: tuple[object, Bundle]) -> None:
     """The graph takes past key/values: prompt first, the rest after it, the same bits."""
     _, bundle = pair

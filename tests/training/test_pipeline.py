@@ -18,11 +18,11 @@ from training.config import read_config
 from training.data import read_groups
 from training.demo.data import generate, write
 from training.export import export
-from training.fit import predict
 from training.graph import export_graph
 from training.measure import evaluate_bundle, evaluate_run
 from training.model import RewardModel
 from training.pipeline import train
+from training.predict import predict
 from training.run import Run
 
 HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
@@ -158,7 +158,7 @@ def test_human_choices_become_a_bundle_that_serves(tmp_path: Path) -> None:
     sizes = ["model.scratch.layers=1", "model.scratch.hidden_size=16", "model.scratch.epochs=0"]
     settings = [
         f"data.train={HH}", f"out={tmp_path / 'run'}", "name=hh", *sizes,
-        "data.issues.different_prompts=drop", "fit.groups_per_batch=64",
+        "data.issues.different_prompts=drop", "fit.groups_per_step=64",
     ]  # fmt: skip
     run = train(read_config(TINY, settings))
     assert run.read_report()["data"]["issues"]["different_prompts"]["dropped"] == 5

@@ -22,7 +22,7 @@ DIVERGES = ["fit.learning_rate=1e30", "fit.max_grad_norm=1e30", "fit.evaluations
 
 
 def _settings(out: Path, data: Path) -> list[str]:
-    return [f"out={out}", f"data.train={data}", "fit.evaluations=6", "fit.groups_per_batch=2"]
+    return [f"out={out}", f"data.train={data}", "fit.evaluations=6", "fit.groups_per_step=2"]
 
 
 def _start(settings: list[str]) -> subprocess.Popen:

@@ -86,7 +86,7 @@ CAPTIONS = {
     "loss": (
         "Loss while training",
         "Negative log-likelihood per comparison. Line: training batches; dots: the held-out "
-        "prompts. Guessing gives ln 2 = 0.693.",
+        "prompts. Guessing gives ln 2 = 0.693 in the Bradley-Terry likelihood.",
     ),
     "accuracy": (
         "Accuracy while training",

@@ -1,0 +1,154 @@
+"""Training on decoders and encoders, with adapters, in bf16, with gradient checkpointing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from service.errors import TrainingError
+from tests.conftest import CONFIGS
+from tests.training.families import DECODERS, FAMILIES, tiny
+from training.checkpoint import begin, read
+from training.config import Lora, read_config
+from training.demo.data import write
+from training.export import export
+from training.lora import attach, merge
+from training.pipeline import train
+from training.run import Run
+
+IDS = torch.randint(3, 700, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def base(run: Run, tmp_path_factory):
+    """A checkpoint to begin with: a family's weights beside the demo's tokenizer."""
+
+    def made(family: str) -> Path:
+        path = tmp_path_factory.mktemp("base") / family
+        tiny(family).save(path)
+        AutoTokenizer.from_pretrained(run.model).save_pretrained(path)
+        return path
+
+    return made
+
+
+def _train(base: Path, tmp_path: Path, *settings: str) -> Run:
+    write(tmp_path / "data.jsonl", prompts=60, seed=0)
+    (tmp_path / "config.toml").write_text(
+        f"""name = "small"\nout = "{tmp_path / "run"}"\n[model]\npath = "{base}"
+        [data]\ntrain = "{tmp_path / "data.jsonl"}"\n[text]\nmax_prompt_tokens = 48
+        max_response_tokens = 48\n[fit]\nlearning_rate = 1e-3\ngroups_per_step = 8"""
+    )
+    return train(read_config(tmp_path / "config.toml", settings))
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert", "gpt_neox"])
+def test_a_backbone_is_trained_exported_and_served(family: str, base, tmp_path: Path) -> None:
+    """Export proves the golden scores and the mean through the code that serves."""
+    run = _train(base(family), tmp_path)
+    bundle = export(run, tmp_path / "bundle")
+    assert bundle.manifest.architecture.family == family
+    assert abs(bundle.manifest.normalization.measured_mean) < 1e-3
+    theirs = AutoModelForSequenceClassification.from_pretrained(run.model).eval()
+    ours = read(run.model)
+    mask = torch.ones_like(IDS)
+    with torch.no_grad():
+        expected = theirs(input_ids=IDS, attention_mask=mask).logits[:, 0]
+        assert torch.allclose(ours(IDS, mask), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [["fit.precision=bf16"], ["fit.gradient_checkpointing=true"]])
+def test_memory_is_saved_at_the_same_rewards(settings: list[str], base, tmp_path: Path) -> None:
+    """Against plain fp32 from the same beginning: exact with checkpointing, close with bf16."""
+    path = base("llama")
+    weights = []
+    for name, chosen in (("plain", []), ("saved", settings)):
+        (tmp_path / name).mkdir()
+        run = _train(path, tmp_path / name, *chosen)
+        weights.append(load_file(run.model / "model.safetensors"))
+    # Adam moves each of ~7 steps by 1e-3 at most whichever way a small gradient's sign falls
+    tolerance = 1e-5 if "checkpointing" in settings[0] else 2e-2
+    assert all((weights[0][n] - weights[1][n]).abs().max() < tolerance for n in weights[0])
+    assert any((weights[0][n] - weights[1][n]).abs().max() > 0 for n in weights[0]) or (
+        "checkpointing" in settings[0]
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_merged_adapters_give_the_rewards_they_gave_beside_it(family: str, base, tmp_path) -> None:
+    model = begin(base(family))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adapted = attach(model, Lora(rank=4, alpha=8))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert any("lora_A" in n for n in trained) and any(n.endswith("bias") for n in trained)
+    assert not any("base_layer" in n for n in trained)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+        mask = torch.ones_like(IDS)
+        beside = model(IDS, mask)
+        merge(adapted)
+        assert torch.allclose(model(IDS, mask), beside, atol=1e-5)
+    assert model.state_dict().keys() == before.keys()
+    assert any((model.state_dict()[n] - before[n]).abs().max() > 1e-3 for n in before)
+
+
+def test_the_bias_moves_only_where_the_loss_sees_a_shift(base, tmp_path: Path) -> None:
+    biases = []
+    for name, settings in (("plain", []), ("centred", ["loss.centring=0.1"])):
+        (tmp_path / name).mkdir()
+        run = _train(base("llama"), tmp_path / name, *settings)
+        biases.append(load_file(run.model / "model.safetensors")["score.bias"].item())
+    assert biases[0] == 0 and biases[1] != 0
+
+
+def test_a_run_with_adapters_leaves_a_plain_checkpoint(base, tmp_path: Path) -> None:
+    path = base("llama")
+    run = _train(path, tmp_path, "model.lora={rank=4,alpha=8.0}")
+    assert (
+        load_file(run.model / "model.safetensors").keys()
+        == load_file(path / "model.safetensors").keys()
+    )
+    export(run, tmp_path / "bundle")
+
+
+def test_nothing_random_is_left_in_training(base) -> None:
+    for family in FAMILIES:
+        model = begin(base(family)).train()
+        mask = torch.ones_like(IDS)
+        assert torch.equal(model(IDS, mask), model(IDS, mask)), family
+
+
+def test_a_saved_file_puts_every_weight_back(base) -> None:
+    """As the trainer does with its best checkpoint: not strictly, so a wrong name would be lost."""
+    for family in FAMILIES:
+        path = base(family)
+        model, saved = begin(path), tiny(family)
+        model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        expected = saved.state_dict()
+        assert model.state_dict().keys() == expected.keys()
+        assert all(torch.equal(model.state_dict()[n], expected[n]) for n in expected), family
+
+
+def test_a_base_that_lacks_weights_is_refused(base) -> None:
+    path = base("llama")
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"weights would be random: .*mlp\.up_proj\.weight"):
+        begin(path)
+
+
+def test_every_family_begins_with_a_new_head(base) -> None:
+    for family in FAMILIES:
+        model = begin(base(family))
+        assert model.kind == ("causal" if family in DECODERS else "bidirectional")
+        assert model.score.bias.item() == 0 and model.score.weight.std() < 0.5
+
+
+def test_the_adapters_configuration_is_valid() -> None:
+    assert read_config(CONFIGS / "lora.toml").model.lora.rank == 16
