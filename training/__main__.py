@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -182,6 +182,9 @@ def export(
     max_response_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     ending: Annotated[str, typer.Option(help="auto, eos or none")] = "auto",
     template: Annotated[Path | None, typer.Option(help="A chat template of your own.")] = None,
+    variant: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="int8: beside fp32, measured on held-out data.")
+    ] = "fp32",
     as_json: Json = False,
 ) -> None:
     """Export a run, or somebody else's reward model, as a bundle; prove it as it is served."""
@@ -194,8 +197,13 @@ def export(
                 "a run has its own mean: --calibrate and --uncalibrated are for "
                 "models from elsewhere"
             )
-        bundle = export_run(Run.open(Path(source)), out)
+        bundle = export_run(Run.open(Path(source)), out, int8=variant == "int8")
     else:
+        if variant == "int8":
+            raise RewardError(
+                "--variant int8 is measured on a run's held-out prompts; "
+                f"{source} is a model from elsewhere and has none"
+            )
         from training.foreign import export_foreign
 
         limits = {

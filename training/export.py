@@ -20,9 +20,10 @@ from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Va
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Encoder, Message
 from training.checkpoint import read
-from training.data import Prompt, completions_sha256
+from training.data import Group, Prompt, completions_sha256, read_groups
 from training.encoder_graph import encoder_sizes, export_encoder_graph
 from training.graph import export_graph, sizes
+from training.int8 import add_int8
 from training.model import AnyRewardModel, EncoderRewardModel
 from training.normalize import reference_mean
 from training.predict import predict
@@ -57,19 +58,25 @@ class Source:
         return Encoder(self.tokenizer_json, self.template, self.rules)
 
 
-def export(run: Run, out: Path) -> Bundle:
-    """The bundle of a run, with its report."""
+def export(run: Run, out: Path, int8: bool = False) -> Bundle:
+    """The bundle of a run, with its report; with the int8 variant beside fp32 if asked for."""
     reference = run.reference()
-    return write_proved(_source(run, reference), reference, out, run.report)
+    held_out = read_groups(run.held_out)[0] if int8 else None
+    return write_proved(_source(run, reference), reference, out, run.report, held_out)
 
 
 def write_proved(
-    source: Source, completions: Completions, out: Path, report: Path | None = None
+    source: Source,
+    completions: Completions,
+    out: Path,
+    report: Path | None = None,
+    int8_on: Sequence[Group] | None = None,
 ) -> Bundle:
     """Write a bundle, prove it, and only then give it its name.
 
     Proof: every file's digest, the golden scores, and, where the mean was measured, the mean over
     the completions again, through the finished graph and the code that serves.
+    int8_on: held-out groups that an int8 variant is measured on; None: no such variant.
     """
     if out.exists():
         raise TrainingError(f"{out}: exists already; remove it or choose another --out")
@@ -82,7 +89,9 @@ def write_proved(
             for file in filter(Path.is_file, (report, report.with_suffix(".html"))):
                 shutil.copyfile(file, unfinished / bundles.REPORT_DIR / file.name)
         bundle = write_bundle(unfinished, source, completions)
-        _record_measured(bundle, *_serve(unfinished, completions))
+        bundle = _record_measured(bundle, *_serve(unfinished, completions))
+        if int8_on is not None:
+            add_int8(bundle, int8_on)
         unfinished.rename(out)
     return bundles.load(out)
 
@@ -196,7 +205,7 @@ def _serve(path: Path, completions: Completions) -> tuple[np.ndarray, bool]:
         scorer.close()
 
 
-def _record_measured(bundle: Bundle, rewards: np.ndarray, bit_invariant: bool) -> None:
+def _record_measured(bundle: Bundle, rewards: np.ndarray, bit_invariant: bool) -> Bundle:
     """Write the manifest again with what was measured; its identity does not depend on it."""
     manifest = bundle.manifest
     normalization = manifest.normalization
@@ -210,7 +219,7 @@ def _record_measured(bundle: Bundle, rewards: np.ndarray, bit_invariant: bool) -
         update = {"measured_mean": measured, "std": float(rewards.std())}
         normalization = normalization.model_copy(update=update)
     (fp32,) = manifest.variants
-    bundles.write_manifest(
+    return bundles.write_manifest(
         bundle.path,
         name=manifest.name,
         architecture=manifest.architecture,
