@@ -41,9 +41,16 @@ if algorithm == "rloo":
 
     from reward_client.trl import RemoteReward
 
+    def kept(prompts, completions, **columns):
+        """RLOO writes no completion tables: keeps what was rewarded, and adds 0 to it."""
+        rows = [(p, c[0]["content"]) for p, c in zip(prompts, completions, strict=True)]
+        with (Path(out) / "completions.jsonl").open("a") as file:
+            file.write(json.dumps(rows) + "\n")
+        return [0.0] * len(rows)
+
     trainer = RLOOTrainer(
         model=model,
-        reward_funcs=RemoteReward(url),
+        reward_funcs=[RemoteReward(url), kept],
         args=RLOOConfig(**shared, beta=0.05),
         train_dataset=dataset,
     )
