@@ -114,15 +114,16 @@ class _Together(logging.StreamHandler[TextIO]):
     WRITE_S = 0.2
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
         self._lines: list[str] = []
+        super().__init__(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._lines:
-            asyncio.get_running_loop().call_later(self.WRITE_S, self._write)
         self._lines.append(self.format(record) + self.terminator)
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_later(self.WRITE_S, self.flush)
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Also at exit, by logging.shutdown."""
         lines, self._lines = self._lines, []
         self.stream.write("".join(lines))
-        self.flush()
+        super().flush()

@@ -105,9 +105,10 @@ class OnnxEngine:
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
-        self._make_room(len(rows) * max(map(len, rows)))
+        state_tokens = len(rows) * max(map(len, rows))
         try:
             past = self._past(rows, prefix_tokens) if prefix_tokens else self._empty
+            self._make_room(state_tokens)
             past, done = self._advance(rows, past, prefix_tokens)
             (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
         except Exception as error:
@@ -118,7 +119,7 @@ class OnnxEngine:
         return np.asarray(rewards, np.float32)  # (B,)
 
     def cached_tokens(self, row: Sequence[int]) -> int:
-        return min(self._states.common(pack(row)), len(row) - MIN_SUFFIX_TOKENS)
+        return max(0, min(self._states.common(pack(row)), len(row) - MIN_SUFFIX_TOKENS))
 
     def _make_room(self, state_tokens: int) -> None:
         """Drop kept states for those of a run, which the runtime holds twice: past and present."""
@@ -137,8 +138,8 @@ class OnnxEngine:
             found[pack(missing[0])] = self._compute(missing[0])
         elif missing:
             found |= self._compute_together(missing)
-        for packed in prefixes:
-            self._states.put(packed, found[packed])
+        for ids in missing:
+            self._states.put(pack(ids), found[pack(ids)])
         if len(prefixes) == 1:
             return found[next(iter(prefixes))]
         kinds = [found[pack(row[:tokens])] for row in rows]

@@ -133,7 +133,8 @@ def _fill(
             or (prefix + longest) * len(batch) > budget.state_tokens
         ):
             break
-        computed = prefix * len(heads) - min(prefix, cached_tokens)
+        kept = min(prefix, cached_tokens) if len(heads) <= 1 or prefix <= cached_tokens else 0
+        computed = prefix * len(heads) - kept
         rate = answered / costs.batch(len(batch), longest, prefix, computed)
         if rate > best_rate:
             best_rate, best = rate, Plan(batch[:], prefix, len(heads))

@@ -109,6 +109,10 @@ class Scheduler:
             reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
             self._recorder.add(metrics.DROPPED, len(rows), reason)
             raise
+        if due is not None and asyncio.get_running_loop().time() >= due:
+            self._tokens.leave(sum(map(len, rows)))
+            self._recorder.add(metrics.DROPPED, len(rows), "deadline")
+            raise DeadlineExceeded(f"none of {len(rows)} pairs was scored within their deadline")
         request = self._admit(rows)
         try:
             async with asyncio.timeout_at(due):
@@ -205,13 +209,15 @@ class Scheduler:
 
     def _abandon(self, error: EngineFailure) -> None:
         """Answer everything with an error and begin anew with an empty line."""
-        running = (request for places in self._running.values() for request, _ in places)
-        for request in {*self._line.requests, *running}:
+        waiting = [(request, i) for request in self._line.requests for i in request.waiting]
+        running = [place for places in self._running.values() for place in places]
+        unanswered = waiting + [(r, i) for r, i in running if r.outcomes[i] is None]
+        for request in {request for request, _ in unanswered}:
             if not request.done.done():
                 request.done.set_exception(error)
         self._line.clear()
         self._running = {}
-        self._tokens.clear()
+        self._tokens.leave(sum(len(request.rows[i]) for request, i in unanswered))
         self._gauge()
 
     def _next_batch(self) -> _Batch | None:
@@ -231,7 +237,7 @@ class Scheduler:
             self._line.take(chosen),
             planned.prefix_tokens,
             planned.prefixes,
-            min(planned.prefix_tokens, cached_tokens),
+            min(planned.prefix_tokens, cached_tokens) if planned.prefixes == 1 else 0,
         )
         self._gauge()
         return batch
@@ -250,10 +256,8 @@ class Scheduler:
     def _finish(
         self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
     ) -> None:
-        self._running = {}
         places = [place for places in batch.places for place in places]
         tokens = sum(len(request.rows[i]) for request, i in places)
-        self._tokens.leave(tokens)
         self._pace.note(tokens, full=self._line.rows > 0)
         self._record(batch, engine_s)
         for request in {request for request, _ in places}:
@@ -267,6 +271,8 @@ class Scheduler:
                 self._cache.put(packed, outcome)
             for request, i in answered:
                 request.answer(i, outcome)
+                self._tokens.leave(len(request.rows[i]))
+        self._running = {}  # last: whatever fails before it, _abandon knows whom to tell
         self._gauge()
 
     def _record(self, batch: _Batch, engine_s: float) -> None:
@@ -290,20 +296,22 @@ class Scheduler:
         try:
             rewards = self._engine.run(rows, prefix_tokens)
             assert len(rewards) == len(rows), "an engine gives one reward per row"
+            return [_outcome(float(reward)) for reward in rewards], 0
         except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
-            short = isinstance(error, MemoryError)
-            if prefix_tokens and not (short and len(rows) > 1):
-                outcomes, shortages = self._run(rows, 0)
-                return outcomes, shortages + short
-            if len(rows) == 1:
+            failure, short = _failure(error), isinstance(error, MemoryError)
+            if len(rows) == 1 and not prefix_tokens:
                 log.exception("the engine failed on a row of %d tokens", len(rows[0]))
-                return [_failure(error)], int(short)
-            half = len(rows) // 2
-            kept = prefix_tokens if short else 0
-            first, in_first = self._run(rows[:half], kept)
-            second, in_second = self._run(rows[half:], kept)
-            return first + second, in_first + in_second + short
-        return [_outcome(float(reward)) for reward in rewards], 0
+        # The exception is gone, and with it the arrays of the run that its frames held.
+        if prefix_tokens and not (short and len(rows) > 1):
+            outcomes, shortages = self._run(rows, 0)
+            return outcomes, shortages + short
+        if len(rows) == 1:
+            return [failure], int(short)
+        half = len(rows) // 2
+        kept = prefix_tokens if short else 0
+        first, in_first = self._run(rows[:half], kept)
+        second, in_second = self._run(rows[half:], kept)
+        return first + second, in_first + in_second + short
 
 
 def _failure(error: Exception) -> EngineFailure:

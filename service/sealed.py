@@ -21,8 +21,8 @@ from service.errors import BundleError
 
 FEW_TEXTS = 8
 "up to which texts are tokenised one by one: spreading so few over threads costs more than it saves"
-KEPT_CHARACTERS = 4_000_000
-"of prompts' segments: with their ids about 12 MB"
+KEPT = 4_000_000
+"characters and ids of prompts' segments: at most 20 MB or so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,10 @@ class SealedTokenizer:
         "finds special tokens as people write them"
         split = rf"(\ue000{self.nonce}s\d+\ue001)" if _separable(content) else r"(?!)"
         self._split = re.compile(split)
-        self._kept: LRUCache[str, array[int]] = LRUCache(KEPT_CHARACTERS, getsizeof=len)
+        self._kept: LRUCache[str, tuple[int, array[int]]] = LRUCache(
+            KEPT, getsizeof=lambda kept: kept[0] + len(kept[1])
+        )
+        "how many characters, and their ids"
         self._lock = threading.Lock()
 
     def knows(self, token_id: int) -> bool:
@@ -94,7 +97,7 @@ class SealedTokenizer:
                 part.inside = int(part.end <= boundary)
             elif part.end <= boundary:
                 with self._lock:
-                    part.ids = self._kept.get(piece)
+                    part.ids = self._kept.get(piece, (0, None))[1]
                 part.inside = len(part.ids or ())
             parts.append(part)
         return parts
@@ -106,9 +109,9 @@ class SealedTokenizer:
             part.inside = sum(end <= left for _, end in encoding.offsets) if left > 0 else 0
             return
         part.inside = len(encoding.ids)
-        if len(part.text) <= KEPT_CHARACTERS:
+        if len(part.text) + len(encoding.ids) <= KEPT:
             with self._lock:
-                self._kept[part.text] = array("i", encoding.ids)
+                self._kept[part.text] = len(part.text), array("i", encoding.ids)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ class StateCache:
         self._by_head: dict[bytes, list[bytes]] = {}
 
     def common(self, row: bytes) -> int:
-        """How many of a packed row's first tokens have states here; 0 or HEAD_TOKENS and more."""
+        """How many of a packed row's first tokens have states here."""
         return max((common_tokens(entry, row) for entry in self._candidates(row)), default=0)
 
     def get(self, row: bytes, tokens: int) -> States:
@@ -40,7 +40,8 @@ class StateCache:
         return {name: state[:, :, :tokens] for name, state in self._entries[entry].items()}
 
     def put(self, row: bytes, states: States) -> None:
-        """Keep the states of all of the row's tokens; those of its beginnings are dropped."""
+        """Keep the states of all of the row's tokens, which must own their memory; those of its
+        beginnings are dropped."""
         if _nbytes(states) > self._max_bytes or self.common(row) == len(row) // ITEM:
             return
         for entry in self._candidates(row):

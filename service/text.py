@@ -3,11 +3,13 @@
 Training and serving both encode through `Encoder`. Knows text and ids; knows nothing of models.
 """
 
+import json
 import os
 import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 import jinja2
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from service.bundle import Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
 from service.manifest import TextRules
-from service.sealed import KEPT_CHARACTERS, SealedTokenizer, Tokens
+from service.sealed import KEPT, SealedTokenizer, Tokens
 from service.template import compile_template
 
 
@@ -28,6 +30,8 @@ class Message(BaseModel):
     content: str
 
 
+KEY_BYTES = 100
+"what a digest takes as a key of a dictionary, about"
 MAX_SHAPES = 4096
 "conversation shapes whose count of special tokens is kept"
 
@@ -62,8 +66,8 @@ class Encoder:
         self.rules = rules
         self._tokenizer = SealedTokenizer(tokenizer_json)
         self._mark = re.compile(rf"\ue000{self._tokenizer.nonce}m(\d+)\ue001")
-        self._openings: LRUCache[tuple[tuple[str, str], ...], str] = LRUCache(
-            KEPT_CHARACTERS, getsizeof=len
+        self._openings: LRUCache[bytes, str] = LRUCache(
+            KEPT, getsizeof=lambda text: len(text) + KEY_BYTES
         )
         self._lock = threading.Lock()
         self._own_specials: dict[tuple[tuple[str, bool], ...], int] = {}
@@ -199,7 +203,8 @@ class Encoder:
 
     def _opening(self, turns: Sequence[Message], field: str) -> str:
         """What the rendered text begins with, whatever the response is."""
-        key = tuple((turn.role, turn.content) for turn in turns)
+        said = json.dumps([(turn.role, turn.content) for turn in turns])
+        key = blake2b(said.encode(), digest_size=16).digest()
         with self._lock:
             known = self._openings.get(key)
         if known is not None:
@@ -207,7 +212,7 @@ class Encoder:
         opening, _ = self._apply(turns, field, generation_prompt=True)
         probe, _ = self._apply([*turns, _answer("\ue002")], field)
         text = self._whole_tokens(os.path.commonprefix([opening, probe]))
-        if len(text) <= KEPT_CHARACTERS:
+        if len(text) + KEY_BYTES <= KEPT:
             with self._lock:
                 self._openings[key] = text
         return text

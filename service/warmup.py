@@ -9,8 +9,8 @@ from service.prefix import TYPICAL, Costs
 ROWS, PREFIX_TOKENS, SUFFIX_TOKENS = 4, 128, 16
 PLANNING_S = 0.001
 "what the scheduler takes between two runs, about"
-REPEATS = 3
 TOKEN = 0
+REPEATS = 3
 "the fastest counts: whatever else the machine does can only add to it"
 
 
@@ -34,6 +34,8 @@ def measure_costs(engine: Engine, max_tokens: int) -> Costs:
     if token <= 0:
         return TYPICAL
     run = max(0.0, run_least - token * SUFFIX_TOKENS) + PLANNING_S
+    if engine.cached_tokens(long[0]) < prefix:  # states are not kept, so it was computed each time
+        return Costs(run_tokens=run / token)
     past = (run_past - run_short) / (ROWS * prefix)
     return Costs(run_tokens=run / token, past_token=min(1.0, max(0.0, past / token)))
 

@@ -1,6 +1,7 @@
 """The waiting line on a real engine: nothing lost, nobody starved, one guilty row."""
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -362,6 +363,56 @@ def test_the_runtimes_own_shortage_is_told_from_other_failures(bundle: Bundle) -
         engine.run([row * 250] * 300_000)
     assert engine.cached_tokens(row) == 0
     assert np.isfinite(engine.run([row])[0])
+
+
+def test_a_row_of_one_token_is_counted_and_shares_nothing(bundle: Bundle) -> None:
+    recorder = Recorder()
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    scheduler = Scheduler(engine, BUDGET, 100_000, recorder)
+    asyncio.run(scheduler.score([[5]]))
+    assert engine.cached_tokens([5]) == 0
+    assert all(value >= 0 for value in recorder.added.values())
+    scheduler.close()
+
+
+def test_a_row_whose_deadline_is_over_never_reaches_the_engine(scheduler, engine) -> None:
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(scheduler.score(_rows(3), deadline_s=0.0))
+    assert not engine.runs and scheduler._tokens.used == 0
+
+
+def test_a_failure_while_answering_leaves_nobody_waiting(bundle: Bundle) -> None:
+    class Forgetful(ScoreCache):
+        def put(self, row, reward):
+            raise RuntimeError("a bug")
+
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    scheduler = Scheduler(engine, BUDGET, 100_000, cache=Forgetful("", 10))
+    with pytest.raises(EngineFailure, match="scheduler: RuntimeError"):
+        asyncio.run(asyncio.wait_for(scheduler.score(_rows(3)), 10))
+    assert scheduler._tokens.used == 0
+    scheduler.close()
+
+
+def test_a_shortage_frees_what_the_failed_run_held(bundle: Bundle) -> None:
+    """Arrays in the frames of a failed run are gone when its halves run."""
+    alive: list[int] = []
+
+    class Held:
+        pass
+
+    class Short(OnnxEngine):
+        def run(self, rows, prefix_tokens=0):
+            alive.append(sum(isinstance(each, Held) for each in gc.get_objects()))
+            held = Held()
+            if len(rows) > 1:
+                raise MemoryError("no room", id(held))
+            return super().run(rows, prefix_tokens)
+
+    scheduler = Scheduler(Short(bundle, "fp32", "cpu", 2), BUDGET, 100_000)
+    assert len(asyncio.run(scheduler.score(_rows(4))).rewards) == 4
+    assert len(alive) == 7 and not any(alive)
+    scheduler.close()
 
 
 def test_costs_are_measured_on_the_engine_that_serves(bundle: Bundle) -> None:
