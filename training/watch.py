@@ -12,6 +12,8 @@ TIE = 1e-3
 "root mean square of the margins below which all comparisons are ties and the loss is ln 2"
 EXPLODING, USUAL = 100.0, 10
 "times the median gradient norm so far, of so many logged steps at least: warm-up begins small"
+FALLEN = 30.0
+"times smaller than they once were, margins are those of a model that has collapsed"
 DIVERGING = 3.0
 "times the first logged loss"
 
@@ -53,6 +55,11 @@ class Watch:
             return (
                 f"the loss is {loss:.4f} and all margins are below {TIE:g}: the model gives every "
                 "response to a prompt the same reward (it collapsed; a loss of ln 2 = 0.6931)"
+            )
+        if max(self.margins[-2 * IN_A_ROW :]) * FALLEN < max(self.margins):
+            return (
+                f"the loss is {loss:.4f} and the margins have fallen from {max(self.margins):.2g} "
+                f"to {margin_rms:.2g}: the model collapsed (guessing has a loss of ln 2 = 0.6931)"
             )
         if len(self.losses) <= IN_A_ROW:
             return None

@@ -12,8 +12,8 @@ from training.demo.data import generate
 
 
 def test_what_cannot_be_answered_in_time_is_refused_before_any_work(config: ServiceConfig) -> None:
-    records = list(generate(300, seed=7))
-    pairs = [Pair(r["prompt"], response) for r in records for response in r["responses"]] * 4
+    records = list(generate(1200, seed=7))
+    pairs = [Pair(r["prompt"], response) for r in records for response in r["responses"]]
     scorer = Scorer.open(config)
 
     async def go() -> None:

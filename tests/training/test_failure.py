@@ -67,7 +67,7 @@ def test_a_rate_that_diverges_is_stopped_and_the_checkpoint_before_it_opens(
     write(tmp_path / "data.jsonl", prompts=400, seed=0)
     settings = [
         f"out={tmp_path / 'run'}", f"data.train={tmp_path / 'data.jsonl'}", "fit.epochs=4",
-        "fit.learning_rate=0.5", "fit.warmup_ratio=0.9", "fit.evaluations=20",
+        "fit.learning_rate=0.5", "fit.warmup_ratio=0.9", "fit.evaluations=160",
         "fit.max_grad_norm=1000",
     ]  # fmt: skip
     with pytest.raises(TrainingError, match=r"diverges|explode|collapsed") as raised:
