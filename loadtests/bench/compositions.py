@@ -18,8 +18,12 @@ from loadtests.bench import model, servers
 from loadtests.bench.clients import closed_loop
 from loadtests.bench.measure import body, rewards
 from loadtests.bench.offline import Offline
+from loadtests.bench.servers import Server
 from loadtests.bench.workloads import Request, Writer
 from service.pairs import Pair
+
+Groups = list[list[Pair]]
+"pairs by prompt"
 
 FAMILIES, PROMPTS, RESPONSES = 40, 4, 6
 AT_ONCE, PART = 12, 600
@@ -31,7 +35,7 @@ CACHE_BYTES = 8 * 2**20
 "of kept prefixes: about a tenth of what the pool has, so that they come and go"
 
 
-def pool(words: list[str], seed: int) -> list[list[Pair]]:
+def pool(words: list[str], seed: int) -> Groups:
     """Pairs by prompt; FAMILIES x PROMPTS prompts, those of a family begin alike."""
     write = Writer(words, seed)
     groups = []
@@ -44,7 +48,7 @@ def pool(words: list[str], seed: int) -> list[list[Pair]]:
     return groups
 
 
-def compose(groups: list[list[Pair]], random: np.random.Generator) -> Request:
+def compose(groups: Groups, random: np.random.Generator) -> Request:
     """Pairs at random, one pair, or some of one prompt's several times over."""
     kind = random.integers(4)
     if kind == 0:
@@ -62,45 +66,60 @@ def compose(groups: list[list[Pair]], random: np.random.Generator) -> Request:
 
 
 def compositions(bundle: Path, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Engine runs with how many rows, how much padding, how many shared, and how many bits differ.
-
-    Every answer is compared with rows that were scored alone, each in an engine run of its own.
-    """
+    """On a service of its own, every answer compared with rows that were scored alone."""
     groups = pool(model.words(bundle), seed=6)
+    alone = score_alone(bundle, groups)
+    with servers.service(bundle, "--set", f"prefix_cache_bytes={CACHE_BYTES}") as service:
+        return mix(service, groups, alone, runs, say)
+
+
+def score_alone(bundle: Path, groups: Groups) -> dict[Pair, np.ndarray]:
+    """Each pair's reward from an engine run of its own."""
     everything = tuple(pair for group in groups for pair in group)
     offline = Offline(bundle)
-    alone = dict(zip(everything, (r for _, r in offline.alone((everything,))), strict=True))
+    scored = offline.alone((everything,))
     offline.close()
+    return dict(zip(everything, (reward for _, reward in scored), strict=True))
+
+
+def mix(
+    service: Server,
+    groups: Groups,
+    alone: dict[Pair, np.ndarray],
+    runs: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Until the engine has run that often: how full its runs were, and how many bits differ."""
     random = np.random.default_rng(6)
+    before, counted = service.settled(), dict[str, float]()
     differing = rows = 0
-    with servers.service(bundle, "--set", f"prefix_cache_bytes={CACHE_BYTES}") as service:
-        while (counted := service.settled()).get("reward_batch_rows_count", 0) < runs:
-            requests = [compose(groups, random) for _ in range(PART)]
-            bodies = [body(request) for request in requests]
-            for request, answer in zip(
-                requests, uvloop.run(closed_loop(service.score, bodies, AT_ONCE)), strict=True
-            ):
-                expected = np.concatenate([alone[pair] for pair in request])
-                differing += int(
-                    (rewards(answer).view(np.uint32) != expected.view(np.uint32)).sum()
-                )
-                rows += len(request)
-            say(
-                f"compositions: {counted.get('reward_batch_rows_count', 0):.0f} runs, "
-                f"{rows} rows, {differing} differ"
-            )
+    while counted.get("reward_batch_rows_count", 0) < runs:
+        requests = [compose(groups, random) for _ in range(PART)]
+        bodies = [body(request) for request in requests]
+        answers = uvloop.run(closed_loop(service.score, bodies, AT_ONCE))
+        for request, answer in zip(requests, answers, strict=True):
+            expected = np.concatenate([alone[pair] for pair in request])
+            differing += int((rewards(answer).view(np.uint32) != expected.view(np.uint32)).sum())
+            rows += len(request)
+        counted = {name: v - before.get(name, 0.0) for name, v in service.settled().items()}
+        say(f"{counted['reward_batch_rows_count']:.0f} runs, {rows} rows, {differing} differ")
+    return _judge(counted, rows, differing)
+
+
+def _judge(counted: dict[str, float], rows: int, differing: int) -> dict[str, Any]:
     tokens, saved, padding = (
         counted[f"reward_{name}_total"] for name in ("tokens", "shared_tokens", "padding_tokens")
     )
     # rows that were answered by another one's run are none; a Ray histogram's sum is approximate
     ran = rows - counted.get("reward_reused_rows_total", 0.0)
-    result = {
+    rows_per_run = ran / counted["reward_batch_rows_count"]
+    padding_share = padding / (tokens - saved + padding)
+    return {
         "runs": counted["reward_batch_rows_count"],
         "rows": rows,
-        "rows_per_run": ran / counted["reward_batch_rows_count"],
-        "padding_share": padding / (tokens - saved + padding),
+        "rows_per_run": rows_per_run,
+        "padding_share": padding_share,
         "shared_tokens": saved / tokens,
         "differing": differing,
+        "reached": differing == 0 and rows_per_run >= MIN_ROWS and padding_share <= MAX_PADDING,
     }
-    full = result["rows_per_run"] >= MIN_ROWS and result["padding_share"] <= MAX_PADDING
-    return result | {"reached": differing == 0 and full}

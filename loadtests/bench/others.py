@@ -85,10 +85,9 @@ def _arrivals(bench: Bench, write: Writer, lasts_s: float, post: Workload | None
 def no_op(bundle: Path, words: list[str], sizes: Sizes, say: Callable[[str], None]) -> Row:
     """Requests/s of the service on an engine that costs nothing, and of an empty application."""
     rates: dict[str, list[Measured]] = {"null_engine": [], "no_op": []}
-    with (
-        servers.module("null_engine", bundle) as null,
-        servers.module("baselines.no_op", bundle) as empty,
-    ):
+    with servers.together(
+        servers.module("null_engine", bundle), servers.module("baselines.no_op", bundle)
+    ) as (null, empty):
         for turn in range(sizes.rounds + 1):
             work = singles(Writer(words, 100 + turn), sizes.no_op_requests)
             for server in (null, empty) if turn % 2 else (empty, null):

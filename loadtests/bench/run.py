@@ -45,10 +45,10 @@ def bench(
     with contextlib.ExitStack() as stack:
         offline = Offline(bundle)
         stack.callback(offline.close)
-        service = stack.enter_context(servers.service(bundle))
-        baselines = [
-            stack.enter_context(servers.module(f"baselines.{name}", bundle)) for name in systems
-        ]
+        starting = [servers.module(f"baselines.{name}", bundle) for name in systems]
+        service, *baselines = stack.enter_context(
+            servers.together(servers.service(bundle), *starting)
+        )
         say("started")
         b = Bench(words, architecture, sizes, offline, service, baselines, seed=1, say=say)
         result["rows"] = throughput.throughput(b, [name for name in names if name in THROUGHPUT])

@@ -9,7 +9,8 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +90,20 @@ def set_batching(server: Server, size: int, wait_ms: float) -> None:
     """Of the baseline on `@serve.batch`."""
     url = f"{server.url}/batching?size={size}&wait_ms={wait_ms}"
     urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=30).close()
+
+
+@contextmanager
+def together(*starting: AbstractContextManager[Server]) -> Iterator[list[Server]]:
+    """Started at the same time, each in a thread of its own; stopped in the same way."""
+    with ThreadPoolExecutor(len(starting)) as threads:
+        entered = [threads.submit(server.__enter__) for server in starting]
+        try:
+            yield [each.result() for each in entered]
+        finally:
+            ended = [
+                threads.submit(server.__exit__, None, None, None)
+                for server, each in zip(starting, entered, strict=True)
+                if each.exception() is None
+            ]
+            for each in ended:
+                each.result()

@@ -6,7 +6,7 @@ their logarithm, from one token to the longest, and every request has other comp
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from loadtests.bench.clients import closed_loop
 from loadtests.bench.measure import body, check, rewards
 from loadtests.bench.offline import Offline
 from loadtests.bench.processes import pss_bytes
+from loadtests.bench.servers import Server
 from loadtests.bench.workloads import Request, Writer
 from service.pairs import Pair
 
@@ -39,29 +40,40 @@ def pool(words: list[str], seed: int) -> list[Request]:
 
 
 def soak(bundle: Path, requests: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Raises WrongReward. PSS of the service's processes after every hundredth of the requests."""
-    offline = Offline(bundle)
+    """Raises WrongReward. Memory of a service of its own, after every hundredth of the requests."""
     texts = pool(model.words(bundle), seed=5)
+    offline = Offline(bundle)
     expected = offline.run(texts).rewards
     offline.close()
+    with servers.service(bundle) as service:
+        return stream(service, texts, expected, requests, say)
+
+
+def stream(
+    service: Server,
+    texts: Sequence[Request],
+    expected: Sequence[np.ndarray],
+    requests: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Texts in random order, as many requests as are asked for; raises WrongReward."""
     bodies = [body(request) for request in texts]
     random = np.random.default_rng(5)
     pss, started = [], time.perf_counter()
-    with servers.service(bundle) as service:
-        for sample in range(SAMPLES):
-            chosen = random.integers(0, POOL, requests // SAMPLES)
-            answers = uvloop.run(closed_loop(service.score, [bodies[i] for i in chosen], IN_FLIGHT))
-            check([rewards(a) for a in answers], [expected[i] for i in chosen], exact=True)
-            pss.append(pss_bytes(service.pid))
-            if sample % 10 == 9:
-                say(f"soak: {(sample + 1) * len(chosen)} requests, {pss[-1] / 2**20:.0f} MiB")
+    for sample in range(SAMPLES):
+        chosen = random.integers(0, len(texts), requests // SAMPLES)
+        answers = uvloop.run(closed_loop(service.score, [bodies[i] for i in chosen], IN_FLIGHT))
+        check([rewards(answer) for answer in answers], [expected[i] for i in chosen], exact=True)
+        pss.append(pss_bytes(service.pid))
+        if sample % 10 == 9:
+            say(f"soak: {(sample + 1) * len(chosen)} requests, {pss[-1] / 2**20:.0f} MiB")
     tenth = SAMPLES // 10
-    second, last = statistics.mean(pss[tenth : 2 * tenth]), statistics.mean(pss[-tenth:])
+    growth = statistics.mean(pss[-tenth:]) / statistics.mean(pss[tenth : 2 * tenth]) - 1
     return {
         "requests": requests,
         "requests_per_s": requests / (time.perf_counter() - started),
         "pss_bytes": pss,
-        "growth": last / second - 1,
+        "growth": growth,
         "goal": GROWTH,
-        "reached": last / second - 1 <= GROWTH,
+        "reached": growth <= GROWTH,
     }
