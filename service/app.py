@@ -79,6 +79,8 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_metrics_report_interval_ms": "1000",
+        # Ray starts its workers at nice 15: a replica would yield to every other process.
+        "RAY_worker_niceness": "0",
         # Requests in flight on a replica that dies are replayed; scoring is idempotent.
         "RAY_SERVE_HAPROXY_RETRY_ON": REPLAY,
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
