@@ -6,10 +6,10 @@
     python -m loadtests.training_quality encoder --hh FILE --model DIR [--fold N]
 
 Both sides see the same prompts and take as many tokens through the model: TRL one epoch over all
-pairs, in which a prompt of K completions has C(K,2) pairs and each completion comes K - 1 times; we
-as many epochs as that is worth, one on plain pairs. --equal epochs gives us one always, a sixth of
-TRL's computing on the demo data. Each side searches its learning rate on a part of its training data of
-seed 0 (fold 0). Accuracy is over all comparisons, a tie counts one half; intervals are the
+pairs, in which a prompt of K completions has C(K,2) pairs and each completion comes K - 1 times;
+we as many epochs as that is worth, one on plain pairs. --equal epochs gives us one always, a sixth
+of TRL's computing on the demo data. Each side searches its learning rate on a part of its training
+data of seed 0 (fold 0). Accuracy is over all comparisons, a tie counts one half; intervals are the
 bootstrap's over prompts, of the difference where two sides are compared on the same prompts.
 """
 
