@@ -12,7 +12,7 @@ from service.bundle import Bundle
 from service.errors import BundleError, DeviceUnavailable
 from service.machine import instruction_set, usable_cpus
 from service.planner import MIN_TOKENS
-from service.prefix import MIN_SUFFIX_TOKENS, pack
+from service.prefix import MIN_SUFFIX_TOKENS, common_tokens, pack
 from service.states import StateCache, States
 
 CHUNK_TOKENS = 512
@@ -134,10 +134,8 @@ class OnnxEngine:
             for packed in prefixes
             if self._states.common(packed) == tokens
         }
-        if len(missing) == 1:
-            found[pack(missing[0])] = self._compute(missing[0])
-        elif missing:
-            found |= self._compute_together(missing)
+        if missing:
+            found |= self._compute(missing)
         for ids in missing:
             self._states.put(pack(ids), found[pack(ids)])
         if len(prefixes) == 1:
@@ -145,22 +143,21 @@ class OnnxEngine:
         kinds = [found[pack(row[:tokens])] for row in rows]
         return {name: np.concatenate([kind[name] for kind in kinds]) for name in self._empty}
 
-    def _compute(self, ids: Sequence[int]) -> States:
-        """States of one prefix: from kept ones as far as they reach."""
-        packed = pack(ids)
-        known = min(self._states.common(packed), len(ids) - MIN_TOKENS)  # no single token's run
+    def _compute(self, prefixes: Sequence[Sequence[int]]) -> dict[bytes, States]:
+        """States of prefixes of one length, together: from kept ones as far as all share them."""
+        packed = [pack(ids) for ids in prefixes]
+        shared = min(common_tokens(packed[0], each) for each in packed)
+        known = min(shared, self._states.common(packed[0]), len(prefixes[0]) - MIN_TOKENS)
         if known < MIN_TOKENS:
-            known = 0
-        past = self._states.get(packed, known) if known else self._empty
-        past, done = self._advance([ids], past, known)
-        return self._run_states([ids], past, done)
-
-    def _compute_together(self, prefixes: Sequence[Sequence[int]]) -> dict[bytes, States]:
-        past, done = self._advance(prefixes, self._empty, 0)
+            known = 0  # no single token's run
+        past = self._states.get(packed[0], known) if known else self._empty
+        past, done = self._advance(prefixes, past, known)
         states = self._run_states(prefixes, past, done)
+        if len(prefixes) == 1:
+            return {packed[0]: states}
         return {
-            pack(ids): {name: state[i : i + 1].copy() for name, state in states.items()}
-            for i, ids in enumerate(prefixes)
+            each: {name: state[i : i + 1].copy() for name, state in states.items()}
+            for i, each in enumerate(packed)
         }
 
     def _advance(

@@ -219,6 +219,25 @@ def test_prompts_take_the_states_of_their_common_system_prompt(bundle: Bundle) -
     assert engine.cached_tokens(rows[1]) == 80
 
 
+def test_prompts_of_one_batch_start_from_their_common_system_prompt(
+    bundle: Bundle, monkeypatch
+) -> None:
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    system, *prompts = _rows(4, 40)
+    rows = [[*system, *prompt, *tail] for prompt in prompts for tail in ([7, 8], [9, 10, 11])]
+    alone = [engine.run([row])[0] for row in rows]
+    engine.run([rows[0]], 40)
+    computed, run_states = [], engine._run_states
+
+    def watched(rows, past, done):
+        computed.append((len(rows), len(rows[0]) - done))
+        return run_states(rows, past, done)
+
+    monkeypatch.setattr(engine, "_run_states", watched)
+    assert engine.run(rows, 80).tolist() == alone
+    assert computed == [(3, 40)]
+
+
 def test_a_batch_has_prefixes_of_many_kinds(bundle: Bundle) -> None:
     engine = OnnxEngine(bundle, "fp32", "cpu", 2)
     prompts, tails = _rows(4, 40), _rows(12, 9, seed=1)
