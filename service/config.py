@@ -34,7 +34,7 @@ class ServiceConfig(BaseModel):
     score_cache_rows: Annotated[int, Field(ge=0)] = 0
     "rewards of recent rows that are kept, about 150 bytes each; 0: none"
     max_encoding_characters: Positive = 64_000_000
-    "characters of responses waiting for the tokenizer above which new requests get 503"
+    "characters waiting for the tokenizer, a request's prompt once, above which new ones get 503"
     max_queued_tokens: Positive = 4_000_000
     "tokens waiting and running above which new requests get 503"
 

@@ -201,7 +201,7 @@ class Scorer:
             raise
         tokenize_s = time.perf_counter() - started
         self.recorder.observe(metrics.TOKENIZE, tokenize_s)
-        if counted := sum(map(characters, pairs)):
+        if counted := characters(pairs):
             self._tokens_per_character = sum(len(row.ids) for row in encoded) / counted
         left_s = None if deadline_s is None else max(0.0, deadline_s - tokenize_s)
         try:
@@ -238,7 +238,7 @@ class Scorer:
         patient: bool,
     ) -> list[Encoded]:
         due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
-        amount = sum(map(characters, pairs))
+        amount = characters(pairs)
         await self._encoding.enter(amount, due, patient)
         try:
             async with asyncio.timeout_at(due):
