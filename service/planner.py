@@ -63,8 +63,8 @@ def plan(
     rows: packed token ids of every waiting row, oldest first; cached_tokens: how much of the seed
     the engine still has states of. Rows join by nearness in length to those already there, the
     older first among equals, while the batch stays within the budget. Several batches are tried:
-    without a prefix, and with prefixes of some lengths, where only rows join whose prefix
-    another row shares. The one that answers most tokens per cost is taken, and not more of it
+    without a prefix, and with prefixes of some lengths, where only rows join that have the
+    seed's, or one that another row shares. The one that answers most tokens per cost is taken, and not more of it
     than that takes: padding ends a batch where one more run would be cheaper.
 
     >>> from service.prefix import pack
@@ -79,9 +79,11 @@ def plan(
     beginnings = Beginnings(rows)
     for prefix in _prefixes(beginnings, seed, cached_tokens):
         groups = beginnings.groups(prefix)
-        rate, planned = _fill(lengths, seed, budget, costs, prefix, groups, cached_tokens)
-        if rate > best_rate:
-            best_rate, best = rate, planned
+        own = [group if group == groups[seed] else None for group in groups]
+        for joining in (own, groups):
+            rate, planned = _fill(lengths, seed, budget, costs, prefix, joining, cached_tokens)
+            if rate > best_rate:
+                best_rate, best = rate, planned
     return best
 
 
@@ -119,16 +121,17 @@ def _fill(
     best_rate, best = 0.0, Plan([seed])
     longest = answered = 0
     for row in _nearest(lengths, seed, prefix, groups):
-        batch.append(row)
-        if prefix:
+        if prefix and groups[row] not in heads:
+            if heads and prefix * (len(heads) + 1) > budget.padded_tokens:
+                continue  # one more prefix would not fit; rows behind those chosen may follow
             heads.add(groups[row])
+        batch.append(row)
         longest = max(longest, MIN_TOKENS, lengths[row] - prefix)
         answered += lengths[row]
         size = longest * len(batch)
         waste = size - (answered - prefix * len(batch))
         if len(batch) > 1 and (
             size > budget.padded_tokens
-            or prefix * len(heads) > max(prefix, budget.padded_tokens)
             or waste > budget.padding * (size + prefix * len(heads))
             or (prefix + longest) * len(batch) > budget.state_tokens
         ):
