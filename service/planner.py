@@ -64,8 +64,8 @@ def plan(
     the engine still has states of. Rows join by nearness in length to those already there, the
     older first among equals, while the batch stays within the budget. Several batches are tried:
     without a prefix, and with prefixes of some lengths, where only rows join that have the
-    seed's, or one that another row shares. The one that answers most tokens per cost is taken, and not more of it
-    than that takes: padding ends a batch where one more run would be cheaper.
+    seed's, or one that another row shares. The one that answers most tokens per cost is taken, and
+    not more of it than that takes: padding ends a batch where one more run would be cheaper.
 
     >>> from service.prefix import pack
     >>> rows = [pack([7] * n) for n in (10, 50, 11, 9, 52)]
