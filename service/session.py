@@ -88,6 +88,11 @@ def open_session(
             os.fspath(bundle.file(chosen.graph)), options, providers=providers
         )
     except Exception as error:  # onnxruntime has a dozen classes for it
+        if device == "cuda" and "CUDA failure" in str(error):  # a driver that is too old, say
+            raise DeviceUnavailable(
+                f"device cuda was asked for, and failed: {error}; see `nvidia-smi` for the driver, "
+                "which CUDA 13 needs at 580 or later, or use --device cpu"
+            ) from error
         raise BundleError(
             f"{chosen.graph}: ONNX Runtime cannot open it: {error}", field=chosen.graph
         ) from error
