@@ -142,7 +142,7 @@ def build(name: str, variant: str, room: Path) -> Path:
         variants=(made,),
         evaluation={},
         provenance=Provenance(
-            created="", service_version="", base_model="random weights", libraries={}
+            created="", service_version="0", base_model="random weights", libraries={}
         ),
     )
     return path
