@@ -20,6 +20,11 @@ class ServiceConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     "threads of one engine; 0: as many as the process may use (affinity and cgroup quota)"
+    gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    "what runs may take of a GPU's memory, weights apart; 0: all there is"
+    invariant: bool = False
+    """on a GPU, run rows of one length always in one shape, so that the same kernels compute them
+    whatever shares their batch; a CPU does so in any shape with a variant that promises it"""
 
     max_batch_tokens: Positive = 2048
     """padded tokens of one engine run, its prefixes apart; a single longer row still runs, alone.

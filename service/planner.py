@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from service.buckets import Buckets
 from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, TYPICAL, Beginnings, Costs
 
 MIN_TOKENS = 2
@@ -26,6 +27,8 @@ class Budget:
     "tokens whose key/value states exist at once: rows times prefix and padded suffix"
     share_prefixes: bool = True
     "False where the engine computes every row in full"
+    buckets: Buckets | None = None
+    "the shapes that the engine pads to; None: to the longest row"
 
     def divided(self, by: int) -> "Budget":
         """A smaller batch, for an engine that is short of memory."""
@@ -45,10 +48,15 @@ class Plan:
     prefixes: int = 0
 
 
-def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0, prefixes: int = 0) -> int:
+def padded_tokens(
+    lengths: Sequence[int],
+    prefix_tokens: int = 0,
+    prefixes: int = 0,
+    buckets: Buckets | None = None,
+) -> int:
     """Tokens that are computed for rows of these lengths, their prefixes once each."""
     suffix = max(MIN_TOKENS, max(lengths) - prefix_tokens)
-    return prefix_tokens * prefixes + len(lengths) * suffix
+    return prefix_tokens * prefixes + _computed(len(lengths), suffix, buckets)
 
 
 def plan(
@@ -65,7 +73,8 @@ def plan(
     older first among equals, while the batch stays within the budget. Several batches are tried:
     without a prefix, and with prefixes of some lengths, where only rows join that have the
     seed's, or one that another row shares. The one that answers most tokens per cost is taken, and
-    not more of it than that takes: padding ends a batch where one more run would be cheaper.
+    not more of it than that takes: padding, to the longest row or to a bucket, ends a batch where
+    one more run would be cheaper.
 
     >>> from service.prefix import pack
     >>> rows = [pack([7] * n) for n in (10, 50, 11, 9, 52)]
@@ -129,19 +138,26 @@ def _fill(
         longest = max(longest, MIN_TOKENS, lengths[row] - prefix)
         answered += lengths[row]
         size = longest * len(batch)
+        computed_size = _computed(len(batch), longest, budget.buckets)
         waste = size - (answered - prefix * len(batch))
         if len(batch) > 1 and (
-            size > budget.padded_tokens
+            computed_size > budget.padded_tokens
             or waste > budget.padding * (size + prefix * len(heads))
             or (prefix + longest) * len(batch) > budget.state_tokens
         ):
             break
         kept = min(prefix, cached_tokens) if len(heads) <= 1 or prefix <= cached_tokens else 0
         computed = prefix * len(heads) - kept
-        rate = answered / costs.batch(len(batch), longest, prefix, computed)
+        cost = costs.batch(len(batch), longest, prefix, computed) + computed_size - size
+        rate = answered / cost
         if rate > best_rate:
             best_rate, best = rate, Plan(batch[:], prefix, len(heads))
     return best_rate, best
+
+
+def _computed(rows: int, longest: int, buckets: Buckets | None) -> int:
+    """Tokens that a run over so many rows of up to `longest` tokens computes, past apart."""
+    return buckets.padded_tokens(rows, longest) if buckets else rows * longest
 
 
 def _nearest(

@@ -13,8 +13,8 @@ from service import bundle as bundles
 from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.encoder_engine import EncoderEngine
-from service.engine import Engine, OnnxEngine
+from service.engine import Engine
+from service.engines import open_engine
 from service.errors import BundleError, DeadlineExceeded, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
 from service.metrics import Recorder
@@ -25,7 +25,6 @@ from service.room import Room
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.text import Encoded, Encoder, Message, Prompt, Truncation
-from service.warmup import measure_costs
 
 HOPELESS = 0.8
 "share of a deadline that a backlog may take at most: the estimate is of recent batches, and rough"
@@ -81,7 +80,8 @@ class Scorer:
                 config.max_batch_tokens,
                 config.max_padding,
                 max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
-                share_prefixes=sizes.kind == "causal",
+                engine.shares_prefixes,
+                engine.buckets,
             ),
             config.max_queued_tokens,
             self.recorder,
@@ -101,14 +101,7 @@ class Scorer:
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
-        common = bundle, config.variant, config.device, config.threads
-        causal = bundle.manifest.architecture.kind == "causal"
-        engine: Engine = (
-            OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
-            if causal
-            else EncoderEngine(*common)
-        )
-        costs = measure_costs(engine, bundle.manifest.text.max_tokens) if causal else TYPICAL
+        engine, costs = open_engine(bundle, config)
         scorer = cls(bundle, engine, config, recorder, costs)
         scorer.verify()
         return scorer
