@@ -13,8 +13,10 @@ from typing import Literal
 Labels = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Series:
+    """Known by its identity, which is quicker to look up than by all of its fields."""
+
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
@@ -105,6 +107,9 @@ class Recorder:
         default_factory=lambda: defaultdict(list)
     )
 
+    rewarded: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    "by bundle and the first of the buckets that hold it"
+
     def add(self, series: Series, value: float = 1, *labels: str) -> None:
         if self.listening:
             self.added[series, labels] += value
@@ -122,13 +127,16 @@ class Recorder:
         if not self.listening:
             return
         for reward in rewards:
-            for le in _LE[bisect_left(REWARD_BOUNDARIES, reward) :]:
-                self.added[REWARD_BUCKET, (bundle, le)] += 1
+            self.rewarded[bundle, bisect_left(REWARD_BOUNDARIES, reward)] += 1
             part = REWARD_POSITIVE if reward > 0 else REWARD_NEGATIVE
             self.added[part, (bundle,)] += abs(reward)
 
     def drain(self) -> "Recorder":
         """Hand over what was recorded and begin anew; gauges keep their value."""
+        for (bundle, bucket), count in self.rewarded.items():
+            for le in _LE[bucket:]:
+                self.added[REWARD_BUCKET, (bundle, le)] += count
+        self.rewarded.clear()
         taken = Recorder(True, self.added, dict(self.current), self.observed)
         self.added, self.observed = defaultdict(float), defaultdict(list)
         return taken
