@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, TYPICAL, Beginnings, Costs
 
@@ -35,6 +36,11 @@ class Budget:
             state_tokens=max(1, self.state_tokens // by),
         )
 
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
+    ) -> "Plan":
+        return plan(rows, seed, self, cached_tokens, costs)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -43,6 +49,30 @@ class Plan:
     rows: list[int]
     prefix_tokens: int = 0
     prefixes: int = 0
+    computed: tuple[int, int] | None = None
+    """tokens that the engine computes, padding included, and those that it need not because rows
+    share them; None: they follow from the prefix"""
+
+    def tokens(self, lengths: Sequence[int]) -> tuple[int, int]:
+        """Both, for the lengths of these rows."""
+        if self.computed is not None:
+            return self.computed
+        shared = self.prefix_tokens * (len(lengths) - self.prefixes)
+        return padded_tokens(lengths, self.prefix_tokens, self.prefixes), shared
+
+
+class Limits(Protocol):
+    """What one run may hold, and how a batch within it is planned."""
+
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
+    ) -> Plan:
+        """The next batch, which holds `seed`; rows: packed token ids, oldest first."""
+        ...
+
+    def divided(self, by: int) -> "Limits":
+        """A smaller batch, for an engine that is short of memory."""
+        ...
 
 
 def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0, prefixes: int = 0) -> int:

@@ -26,7 +26,7 @@ from service.errors import (
 from service.line import Line, Outcome, Place, Request
 from service.metrics import Recorder
 from service.pace import Pace
-from service.planner import Budget, padded_tokens, plan
+from service.planner import Limits, Plan
 from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.score_cache import ScoreCache
@@ -53,8 +53,7 @@ class _Batch:
     packed: list[bytes]
     places: list[list[Place]]
     "for each row, everybody it answers"
-    prefix_tokens: int
-    prefixes: int
+    plan: Plan
     cached_tokens: int
 
 
@@ -64,7 +63,7 @@ class Scheduler:
     def __init__(
         self,
         engine: Engine,
-        budget: Budget,
+        budget: Limits,
         max_queued_tokens: int,
         recorder: Recorder | None = None,
         costs: Costs = TYPICAL,
@@ -194,7 +193,7 @@ class Scheduler:
                 self._running = dict(zip(batch.packed, batch.places, strict=True))
                 self._running_since = started = time.perf_counter()
                 outcomes, shortages = await loop.run_in_executor(
-                    self._worker, self._run, batch.rows, batch.prefix_tokens
+                    self._worker, self._run, batch.rows, batch.plan.prefix_tokens
                 )
                 self._running_since = None
                 self._adapt(shortages)
@@ -229,14 +228,13 @@ class Scheduler:
         request, seed = window[0]
         cached_tokens = self._engine.cached_tokens(request.rows[seed])
         budget = self._budget.divided(self._divisor)
-        planned = plan(packed, 0, budget, cached_tokens, self._costs)
+        planned = budget.plan(packed, 0, cached_tokens, self._costs)
         chosen = [window[i] for i in planned.rows]
         batch = _Batch(
             [request.rows[i] for request, i in chosen],
             [packed[i] for i in planned.rows],
             self._line.take(chosen),
-            planned.prefix_tokens,
-            planned.prefixes,
+            planned,
             min(planned.prefix_tokens, cached_tokens) if planned.prefixes == 1 else 0,
         )
         self._gauge()
@@ -277,8 +275,7 @@ class Scheduler:
 
     def _record(self, batch: _Batch, engine_s: float) -> None:
         lengths = [*map(len, batch.rows)]
-        computed = padded_tokens(lengths, batch.prefix_tokens, batch.prefixes)
-        shared = batch.prefix_tokens * (len(lengths) - batch.prefixes)
+        computed, shared = batch.plan.tokens(lengths)
         answered = sum(map(len, batch.places))
         self._recorder.add(metrics.TOKENS, sum(lengths))
         self._recorder.add(metrics.SHARED, shared + batch.cached_tokens)

@@ -18,8 +18,11 @@ from service.engine import Engine, OnnxEngine
 from service.errors import BundleError, DeadlineExceeded, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
 from service.metrics import Recorder
+from service.packing import PackedBudget
+from service.paged_engine import VARIANT as PAGED
+from service.paged_engine import PagedEngine
 from service.pairs import Asked, Pair, Templated, TokenIds, characters, length
-from service.planner import Budget
+from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.scheduler import Scheduler
@@ -74,15 +77,9 @@ class Scorer:
         self.variant = bundle.manifest.variant(config.variant)
         self.engine = engine
         self.encoder = Encoder.of(bundle)
-        sizes = bundle.manifest.architecture
         self.scheduler = Scheduler(
             engine,
-            Budget(
-                config.max_batch_tokens,
-                config.max_padding,
-                max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
-                share_prefixes=sizes.kind == "causal",
-            ),
+            _limits(bundle, engine, config),
             config.max_queued_tokens,
             self.recorder,
             costs,
@@ -101,14 +98,9 @@ class Scorer:
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
-        common = bundle, config.variant, config.device, config.threads
-        causal = bundle.manifest.architecture.kind == "causal"
-        engine: Engine = (
-            OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
-            if causal
-            else EncoderEngine(*common)
-        )
-        costs = measure_costs(engine, bundle.manifest.text.max_tokens) if causal else TYPICAL
+        engine = _engine(bundle, config)
+        measurable = isinstance(engine, OnnxEngine)  # the others share by no run of its own
+        costs = measure_costs(engine, bundle.manifest.text.max_tokens) if measurable else TYPICAL
         scorer = cls(bundle, engine, config, recorder, costs)
         scorer.verify()
         return scorer
@@ -319,6 +311,28 @@ class Scorer:
     def close(self) -> None:
         self.scheduler.close()
         self._tokenizers.shutdown(wait=True)
+
+
+def _engine(bundle: Bundle, config: ServiceConfig) -> Engine:
+    if config.variant == PAGED:
+        return PagedEngine.open(bundle, config.device, config.max_state_bytes)
+    common = bundle, config.variant, config.device, config.threads
+    if bundle.manifest.architecture.kind == "causal":
+        return OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
+    return EncoderEngine(*common)
+
+
+def _limits(bundle: Bundle, engine: Engine, config: ServiceConfig) -> Limits:
+    """What a batch may hold on this engine."""
+    if isinstance(engine, PagedEngine):
+        return PackedBudget(config.max_batch_tokens, engine.pool.blocks, engine.pool.block_tokens)
+    sizes = bundle.manifest.architecture
+    return Budget(
+        config.max_batch_tokens,
+        config.max_padding,
+        max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
+        share_prefixes=sizes.kind == "causal",
+    )
 
 
 def score_offline(scorer: Scorer, pairs: Sequence[Asked], chunk: int = 512) -> Iterator[Result]:

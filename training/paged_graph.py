@@ -263,7 +263,9 @@ def export_paged_graph(model: RewardModel, mean: float, file: Path) -> None:
     graph = PagedGraph(model, mean).eval()
     precision = next(layer_stack(model).parameters()).dtype
     cache = (7, 16, shape.kv_heads, shape.head_dim)
-    caches = [(torch.zeros(cache, dtype=precision), torch.zeros(cache, dtype=precision)) for _ in layers]
+    caches = [
+        (torch.zeros(cache, dtype=precision), torch.zeros(cache, dtype=precision)) for _ in layers
+    ]
     tokens, rows, segments = Dim("tokens"), Dim("rows"), Dim("segments")
     blocks = {0: Dim("blocks"), 1: Dim("block_size")}
     example = (
