@@ -6,16 +6,17 @@ shared block's end, is each row's own segment, so up to one block of a shared be
 with every row. Sharing has as many levels as the rows have: a system prompt, prompts behind it.
 
 One run computes all segments: PagedAttention writes every token's keys and values before any is
-attended to (paged_attention_impl.cu of ONNX Runtime 1.31.1, no documented promise). Where that
-does not hold, a run per level does: what a segment reads was then written by an earlier run.
+attended to. So its CUDA source launches them (paged_attention_impl.cu); no document promises it.
+Where it does not hold, a run per level does: an earlier run then wrote what a segment reads.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from service.prefix import ITEM, MIN_SUFFIX_TOKENS
+from service.block_tree import BlockTree, Node
+from service.prefix import ITEM
 
 MIN_BUCKET, STEPS = 64, 4
 "token counts are padded to multiples of this, then of a quarter of the power of two below them"
@@ -27,7 +28,8 @@ Arrays = dict[str, np.ndarray]
 def block_tokens(head_dim: int) -> int:
     """Tokens of a block: the fewest that Flash Attention reads in place for heads of this width.
 
-    Its tile of keys must lie within a block (paged_attention.cc of ONNX Runtime 1.31.1).
+    Its tile of keys must lie within a block (flash_min_block_size in ONNX Runtime's
+    paged_attention.cc).
     """
     return 256 if head_dim <= 64 else 128 if head_dim <= 128 else 64
 
@@ -49,63 +51,6 @@ def row_bucket(rows: int) -> int:
     [8, 8, 16]
     """
     return max(MIN_ROWS, 1 << (rows - 1).bit_length())
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """Whole blocks below each other that the same rows begin with."""
-
-    children: dict[bytes, "Node"] = field(default_factory=dict)
-    "by their block's packed token ids"
-    rows: list[int] = field(default_factory=list)
-    "that begin with the blocks from the root to here, in the order in which they were added"
-
-
-class BlockTree:
-    """Rows by their whole blocks, all but their last MIN_SUFFIX_TOKENS tokens at least.
-
-    `tokens` and `blocks` are what computing all its rows takes: shared blocks once.
-
-    >>> from service.prefix import pack
-    >>> tree = BlockTree(block_tokens=4)
-    >>> [tree.add(pack(row)) for row in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 7, 8])]
-    [(6, 2), (2, 1)]
-    >>> tree.tokens, tree.blocks
-    (8, 3)
-    """
-
-    def __init__(self, block_tokens: int) -> None:
-        self.root = Node()
-        self.tokens = self.blocks = 0
-        self._block_tokens = block_tokens
-        self._rows = 0
-
-    def path(self, row: bytes) -> list[bytes]:
-        """The packed row's blocks that may be shared."""
-        size = self._block_tokens * ITEM
-        count = max(0, len(row) - MIN_SUFFIX_TOKENS * ITEM) // size
-        return [row[i * size : (i + 1) * size] for i in range(count)]
-
-    def cost(self, row: bytes) -> tuple[int, int]:
-        """Tokens and blocks that this row would add."""
-        node, shared = self.root, 0
-        for block in self.path(row):
-            if block not in node.children:
-                break
-            node, shared = node.children[block], shared + 1
-        tokens = len(row) // ITEM - shared * self._block_tokens
-        return tokens, -(-tokens // self._block_tokens)
-
-    def add(self, row: bytes) -> tuple[int, int]:
-        """Add a packed row; what it cost."""
-        tokens, blocks = self.cost(row)
-        node = self.root
-        for block in self.path(row):
-            node = node.children.setdefault(block, Node())
-            node.rows.append(self._rows)
-        self._rows += 1
-        self.tokens, self.blocks = self.tokens + tokens, self.blocks + blocks
-        return tokens, blocks
 
 
 @dataclass(frozen=True, slots=True)

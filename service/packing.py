@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from service.blocks import BlockTree, bucket
+from service.block_tree import BlockTree
+from service.blocks import bucket
 from service.planner import Plan
 from service.prefix import ITEM, TYPICAL, Costs
 

@@ -6,7 +6,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from service.blocks import Arrays, BlockTree, block_tokens, runs
+from service.block_tree import BlockTree
+from service.blocks import Arrays, block_tokens, runs
 from service.bundle import Bundle
 from service.encoder_engine import _open
 from service.engine import _onnxruntime, _out_of_memory, resolve_device
@@ -140,7 +141,7 @@ class SessionRunner:
                 self._binding.bind_ortvalue_output(f"{name}_out_{i}", cache)
 
     def __call__(self, feeds: Arrays) -> np.ndarray:
-        """The runtime copies the feeds to where the graph reads them, the bounds to nowhere."""
+        """The runtime copies each feed to where the graph reads it; the bounds stay on the CPU."""
         for name, array in feeds.items():
             self._binding.bind_cpu_input(name, array)
         self._session.run_with_iobinding(self._binding)

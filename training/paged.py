@@ -16,8 +16,9 @@ from service.errors import TrainingError
 from service.manifest import Variant
 from training.int8 import MIN_SPEARMAN, ROOM
 from training.model import AnyRewardModel, EncoderRewardModel
-from training.paged_graph import export_paged_graph, refuse_unpaged, rounded
+from training.paged_graph import export_paged_graph, refuse_unpaged
 from training.predict import predict
+from training.rounding import rounded
 from training.variants import with_variant
 
 NAME, GRAPH = "bf16-paged", "model.bf16-paged.onnx"

@@ -19,7 +19,6 @@ over all tokens; what follows it, three quarters of that layer's weights in Qwen
 the rows' last tokens alone.
 """
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -48,6 +47,7 @@ from training.graph import (
     strip,
 )
 from training.model import RewardModel
+from training.rounding import final_norm
 
 ATTENTION = "reward_paged"
 OPERATOR = "com.microsoft::PagedAttention"
@@ -115,44 +115,6 @@ class PagedGraph(nn.Module):
         return reward, *(cache for states in written for cache in states)
 
 
-def rounded(model: RewardModel, precision: torch.dtype = torch.bfloat16) -> RewardModel:
-    """A copy with embeddings and layers in `precision`; final norm and head stay in fp32.
-
-    So do buffers: rotary frequencies in bf16 would misplace tokens far from the start. It runs in
-    torch too, rounded where the graph rounds; only the order of sums differs.
-    """
-    copied = copy.deepcopy(model).eval()
-    norm = final_norm(copied)
-    for module in copied.backbone.children():
-        if module is not norm:
-            for parameter in module.parameters():
-                parameter.data = parameter.data.to(precision)
-    norm.register_forward_pre_hook(_in_fp32)
-    return copied
-
-
-def final_norm(model: RewardModel) -> nn.Module:
-    """What the backbone computes after its layers: one module with weights, in every family."""
-    stack = layer_stack(model)
-    after = [
-        module
-        for module in model.backbone.children()
-        if module is not stack
-        and not isinstance(module, nn.Embedding)
-        and any(True for _ in module.parameters())
-    ]
-    if len(after) != 1:
-        raise TrainingError(
-            f"{model.config.model_type}: {len(after)} modules with weights beside embeddings and "
-            "layers, where the paged graph expects the final norm alone; leave out bf16-paged"
-        )
-    return after[0]
-
-
-def _in_fp32(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.float() for tensor in inputs)
-
-
 def _attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -205,14 +167,11 @@ def _last_tokens_only(forward: Any, hidden: torch.Tensor, *args: Any, **kwargs: 
     rows' last tokens with what that attention gave them. Nobody reads what is returned."""
     running: _Pass = kwargs["reward_pass"]
     forward(hidden, *args, **kwargs)
+    last = partial(_gather, last=running.last)
     for name in kwargs.keys() & {"position_ids", "position_embeddings"}:
         states = kwargs[name]
-        gathered = [
-            _gather(each, running.last)
-            for each in (states if isinstance(states, tuple) else [states])
-        ]
-        kwargs[name] = tuple(gathered) if isinstance(states, tuple) else gathered[0]
-    output = forward(_gather(hidden, running.last), *args, **kwargs)
+        kwargs[name] = tuple(map(last, states)) if isinstance(states, tuple) else last(states)
+    output = forward(last(hidden), *args, **kwargs)
     running.hidden = output[0] if isinstance(output, tuple) else output
     return hidden
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import blocks, packing
-from service.blocks import BlockTree, block_tokens, bucket, row_bucket, runs, segments
+from service import block_tree, blocks, packing
+from service.block_tree import BlockTree
+from service.blocks import block_tokens, bucket, row_bucket, runs, segments
 from service.packing import PackedBudget
 from service.prefix import MIN_SUFFIX_TOKENS, pack
 
@@ -29,7 +30,7 @@ def _runs(rows, size, one_run=True):
     return runs([*map(pack, rows)], size, -(-WIDEST // size), one_run)
 
 
-@pytest.mark.parametrize("module", [blocks, packing])
+@pytest.mark.parametrize("module", [block_tree, blocks, packing])
 def test_the_examples_in_the_docstrings_hold(module) -> None:
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0

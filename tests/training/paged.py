@@ -9,7 +9,8 @@ from service.manifest import Normalization, Provenance, TextRules
 from tests.training.families import MAX_TOKENS, tiny
 from training.export import Source, write_bundle
 from training.model import RewardModel
-from training.paged_graph import export_paged_graph, rounded
+from training.paged_graph import export_paged_graph
+from training.rounding import rounded
 from training.run import Run
 
 MEAN = 0.375

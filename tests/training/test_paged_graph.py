@@ -22,8 +22,9 @@ from training import paged
 from training.__main__ import app
 from training.export import export
 from training.foreign import export_foreign
-from training.paged_graph import export_paged_graph, rounded
+from training.paged_graph import export_paged_graph
 from training.predict import predict
+from training.rounding import rounded
 from training.run import Run
 
 FAMILIES = ("qwen3", "llama", "gemma", "gpt_neox")
