@@ -10,7 +10,7 @@ PROTO := service/proto/reward/v1/reward.proto
 DESCRIPTOR := service/client/reward_client/reward.binpb
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out
 
-.PHONY: help setup demo test check proto image image-check k8s-check load bench trainers serve lock clean
+.PHONY: help setup demo test check proto image image-check k8s-check load bench bench-gpu trainers serve lock clean
 help:
 	@echo "make demo     data, training, export, serving, rewards over HTTP, on this machine"
 	@echo "make test     the whole test suite"
@@ -21,6 +21,7 @@ help:
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
 	@echo "make bench    ten minutes: throughput against baselines, the offline limit and the roofline"
+	@echo "make bench-gpu  the same on one NVIDIA GPU: ceilings, engine, HTTP, PyTorch (README, GPU)"
 	@echo "make trainers  the trainers' own code against the service, each in its own environment"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"
 	@echo "make lock     make constraints.txt again from pyproject.toml"
@@ -69,6 +70,9 @@ load: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m loadtests.bench.run $(BENCH)
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m loadtests.bench_gpu.run $(BENCH)
 
 trainers: $(STAMP)
 	test -d $(BUNDLE) || $(MAKE) demo

@@ -5,9 +5,12 @@
     python -m loadtests.training_quality trl --trl ... --hh FILE       5 folds by first turn
     python -m loadtests.training_quality encoder --hh FILE --model DIR [--fold N]
 
-Each side searches its learning rate on a part of its training data of seed 0 (fold 0). Accuracy is
-over all comparisons, a tie counts one half; intervals are the bootstrap's over prompts, of the
-difference where two sides are compared on the same prompts.
+Both sides see the same prompts and take as many tokens through the model: TRL one epoch over all
+pairs, in which a prompt of K completions has C(K,2) pairs and each completion comes K - 1 times;
+we as many epochs as that is worth, one on plain pairs. --equal epochs gives us one always, a sixth
+of TRL's computing on the demo data. Each side searches its learning rate on a part of its training
+data of seed 0 (fold 0). Accuracy is over all comparisons, a tie counts one half; intervals are the
+bootstrap's over prompts, of the difference where two sides are compared on the same prompts.
 """
 
 import argparse
@@ -83,15 +86,27 @@ def score(
     return correct(held_out, run(worker, python, wanted)["rewards"])
 
 
-def best_rate(worker: str, python: str, model: Path, train: list) -> float:
+def best_rate(worker: str, python: str, model: Path, train: list, epochs: int) -> float:
     """On a quarter of the training prompts."""
     cut = len(train) * 3 // 4
+    settings = {"epochs": epochs}
     found = {
-        rate: accuracy(score(worker, python, model, train[:cut], train[cut:], learning_rate=rate))
+        rate: accuracy(
+            score(worker, python, model, train[:cut], train[cut:], learning_rate=rate, **settings)
+        )
         for rate in RATES
     }
     print(json.dumps({"search": worker, "accuracy_by_rate": found}), flush=True)
     return max(found, key=lambda rate: found[rate])
+
+
+def epochs_worth(groups: Sequence[dict]) -> int:
+    """How many epochs of ours take the tokens of one of TRL's over all pairs."""
+    once = sum(len(row) for group in groups for row in group["rows"])
+    in_pairs = sum(
+        len(group["rows"][i]) for group in groups for pair in group["comparisons"] for i in pair
+    )
+    return max(1, round(in_pairs / once))
 
 
 def demo_split(directory: Path, train: int, held_out: int = 600) -> tuple[list, list]:
@@ -146,11 +161,14 @@ def trl(options: argparse.Namespace) -> None:
             base = Path(name) / f"base-{fold}"
             make_base(train, SCRATCH, text, base, 0)
             known, unseen = encode(base, text, train), encode(base, text, held_out)
+            worth = epochs_worth(known) if options.equal == "tokens" else 1
             for side, python in sides.items():
+                epochs = worth if side == "ours" else 1
                 rates.setdefault(side, 0.0)
-                rates[side] = rates[side] or best_rate(side, python, base, known)
+                rates[side] = rates[side] or best_rate(side, python, base, known, epochs)
+                settings = {"learning_rate": rates[side], "epochs": epochs}
                 scored = [
-                    score(side, python, base, known, unseen, learning_rate=rates[side], seed=seed)
+                    score(side, python, base, known, unseen, seed=seed, **settings)
                     for seed in range(options.seeds)
                 ]
                 counts[side].append(np.mean(scored, 0))
@@ -200,6 +218,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int)
     parser.add_argument("--counts", action="store_true", help="print every prompt's counts")
     parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--equal", choices=["tokens", "epochs"], default="tokens")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--prompt-tokens", type=int, default=256)

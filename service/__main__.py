@@ -16,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(soft_wrap=True)
 
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -23,13 +24,21 @@ def _default(name: str) -> Any:
     return ServiceConfig.model_fields[name].default
 
 
+DEVICE: str = _default("device")
+
+
 @app.command()
-def verify(bundle: BundlePath, variant: str = _default("variant"), as_json: Json = False) -> None:
+def verify(
+    bundle: BundlePath,
+    variant: str = _default("variant"),
+    device: Device = DEVICE,
+    as_json: Json = False,
+) -> None:
     """Check every digest and replay the golden scores."""
     from service.scorer import Scorer
 
     started = time.perf_counter()
-    scorer = Scorer.open(ServiceConfig(bundle=bundle, variant=variant))
+    scorer = Scorer.open(_config({}, {"bundle": bundle, "variant": variant, "device": device}))
     distance, seconds = scorer.verify(), time.perf_counter() - started
     manifest = scorer.bundle.manifest
     scorer.close()
@@ -49,11 +58,14 @@ def run(
     host: str = _default("host"),
     port: int = _default("port"),
     grpc_port: int = _default("grpc_port"),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = _default("device"),
+    device: Device = DEVICE,
     variant: str = _default("variant"),
     threads: Annotated[int, typer.Option(help="0: all this process may use")] = _default("threads"),
     ingress: Annotated[str, typer.Option(help="auto, haproxy or python")] = _default("ingress"),
     replicas: int = _default("replicas"),
+    invariant: Annotated[
+        bool, typer.Option("--invariant", help="on a GPU, one shape per length of a row")
+    ] = _default("invariant"),
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value, a field of ServiceConfig without a flag"),
@@ -62,8 +74,8 @@ def run(
     """Serve a bundle over HTTP and gRPC until SIGTERM, then drain."""
     from service import app as serving
     from service.bundle import load
-    from service.engine import resolve_device
     from service.keys import Keys
+    from service.session import resolve_device
 
     flags = {
         "bundle": bundle.resolve(),
@@ -75,11 +87,14 @@ def run(
         "threads": threads,
         "ingress": ingress,
         "replicas": replicas,
+        "invariant": invariant,
     }
     config = _config(dict(setting.partition("=")[::2] for setting in settings or []), flags)
     # what can be refused before Ray starts is refused in a second, not in ten
     Keys.read(config.api_key_file)
-    resolve_device(config.device, load(config.bundle).manifest.variant(variant).devices)
+    chosen = load(config.bundle).manifest.variant(variant)
+    resolved = {"device": resolve_device(config.device, chosen.devices)}  # Ray gives it its GPU
+    config = config.model_copy(update=resolved)
     serving.run(config, announce=lambda line: print(line, flush=True))
 
 
@@ -88,7 +103,7 @@ def score(
     bundle: BundlePath,
     data: Annotated[Path, typer.Option(help="JSONL, gzipped or not, or Parquet.")],
     out: Annotated[Path, typer.Option(help="JSON lines to write, one per row of the data.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = _default("device"),
+    device: Device = DEVICE,
     variant: str = _default("variant"),
 ) -> None:
     """Score a file without a server; goes on where an earlier call stopped."""

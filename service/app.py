@@ -84,6 +84,9 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         # Requests in flight on a replica that dies are replayed; scoring is idempotent.
         "RAY_SERVE_HAPROXY_RETRY_ON": REPLAY,
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1024 * 1024),
+        # Two checks in a row that a hung replica does not answer, and it gets no more requests. At
+        # Ray's 5s it got them for 12 seconds more (SIGSTOP under load, 21 Nov 2026).
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
         # HAProxy logs every URL to a syslog daemon, and trainers have their API key in it: the
         # discard port (RFC 863), where nobody listens. The journal has a line per request.
         "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:9",

@@ -25,6 +25,14 @@ Arrays = dict[str, np.ndarray]
 "by the name of the graph's input"
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Blocks of all layers' keys and values on the device."""
+
+    blocks: int
+    block_tokens: int
+
+
 def block_tokens(head_dim: int) -> int:
     """Tokens of a block: the fewest that Flash Attention reads in place for heads of this width.
 

@@ -20,6 +20,11 @@ class ServiceConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     "threads of one engine; 0: as many as the process may use (affinity and cgroup quota)"
+    gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    "what runs may take of a GPU's memory, weights apart; 0: all there is"
+    invariant: bool = False
+    """on a GPU, run rows of one length always in one shape, so that the same kernels compute them
+    whatever shares their batch; a CPU does so in any shape with a variant that promises it"""
 
     max_batch_tokens: Positive = 2048
     """padded tokens of one engine run, its prefixes apart (of bf16-paged, computed tokens,
@@ -36,7 +41,7 @@ class ServiceConfig(BaseModel):
     score_cache_rows: Annotated[int, Field(ge=0)] = 0
     "rewards of recent rows that are kept, about 150 bytes each; 0: none"
     max_encoding_characters: Positive = 64_000_000
-    "characters of responses waiting for the tokenizer above which new requests get 503"
+    "characters waiting for the tokenizer, a request's prompt once, above which new ones get 503"
     max_queued_tokens: Positive = 4_000_000
     "tokens waiting and running above which new requests get 503"
 

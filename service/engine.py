@@ -1,18 +1,17 @@
 """Token ids -> rewards. Knows arrays; knows nothing of text."""
 
-import importlib.metadata
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from service.blocks import Pool
+from service.buckets import Buckets
 from service.bundle import Bundle
-from service.errors import BundleError, DeviceUnavailable
-from service.machine import instruction_set, usable_cpus
+from service.errors import BundleError
 from service.planner import MIN_TOKENS
-from service.prefix import MIN_SUFFIX_TOKENS, pack
+from service.prefix import MIN_SUFFIX_TOKENS, common_tokens, pack
+from service.session import open_session, out_of_memory
 from service.states import StateCache, States
 
 CHUNK_TOKENS = 512
@@ -27,6 +26,21 @@ class Engine(Protocol):
     fingerprint: str
     "runtime, version and device: with the bundle id, what decides the bits"
     device: str
+    "cpu or cuda"
+    ahead: int
+    "batches handed over while one runs, so that the device does not idle while the next is planned"
+    shares_prefixes: bool
+    "False where every row is computed in full"
+
+    @property
+    def buckets(self) -> Buckets | None:
+        """The only shapes it runs in; None: any shape."""
+        ...
+
+    @property
+    def pool(self) -> Pool | None:
+        """What it keeps keys and values in, its rows packed; None: rows are padded."""
+        ...
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows of token ids, each of its own length -> (B,) float32 rewards.
@@ -51,8 +65,14 @@ class OnnxEngine:
 
     The prefixes of a batch run once each, together; the rest of each row runs with their states
     as past, to the same bits. States of recent prefixes are kept within `prefix_cache_bytes`, and
-    together with those of the running batch within `max_state_bytes`: the batch comes first.
+    together with those of the running batch within `max_state_bytes`: the batch comes first. They
+    are in the CPU's memory: on CUDA a PaddedEngine runs the graph instead.
     """
+
+    ahead = 0
+    shares_prefixes = True
+    buckets: Buckets | None = None
+    pool: Pool | None = None
 
     def __init__(
         self,
@@ -63,34 +83,12 @@ class OnnxEngine:
         prefix_cache_bytes: int = 256 * 1024 * 1024,
         max_state_bytes: int = 2 * 1024 * 1024 * 1024,
     ) -> None:
-        ort = _onnxruntime()
-        chosen = bundle.manifest.variant(variant)
         sizes = bundle.manifest.architecture
         if sizes.kind != "causal":
-            raise BundleError(f"this build serves causal models, the bundle is {sizes.kind}")
-        self.device = resolve_device(device, chosen.devices)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.enable_mem_pattern = False  # it keeps a plan for every shape it has seen
-        options.log_severity_level = 3
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if self.device == "cuda":
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-        try:
-            self._session = ort.InferenceSession(
-                os.fspath(bundle.file(chosen.graph)), options, providers=providers
-            )
-        except Exception as error:  # onnxruntime has a dozen classes for it
-            raise BundleError(
-                f"{chosen.graph}: ONNX Runtime cannot open it: {error}", field=chosen.graph
-            ) from error
-        if self.device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise DeviceUnavailable(
-                "device cuda was asked for, but ONNX Runtime could not start its CUDA provider; "
-                'install the "gpu" extra and a CUDA 13 driver, or use --device cpu'
-            )
+            raise BundleError(f"this engine runs causal models, the bundle is {sizes.kind}")
+        opened = open_session(bundle, variant, device, threads)
+        self._session = opened.ort
+        self.device, self.fingerprint = opened.device, opened.fingerprint
         names = {entry.name for entry in self._session.get_inputs()}
         self._takes_positions = "position_ids" in names
         empty = np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), np.float32)
@@ -98,10 +96,6 @@ class OnnxEngine:
         self._states = StateCache(prefix_cache_bytes)
         self._max_state_bytes = max_state_bytes
         self._token_bytes = sizes.state_bytes_per_token()
-        self.fingerprint = (
-            f"onnxruntime-{ort.__version__} {self.device} {instruction_set()} "
-            f"threads={options.intra_op_num_threads}"
-        )
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
@@ -112,7 +106,7 @@ class OnnxEngine:
             past, done = self._advance(rows, past, prefix_tokens)
             (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
         except Exception as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             self._states.shrink(0)
             raise MemoryError(str(error)) from error
@@ -134,10 +128,8 @@ class OnnxEngine:
             for packed in prefixes
             if self._states.common(packed) == tokens
         }
-        if len(missing) == 1:
-            found[pack(missing[0])] = self._compute(missing[0])
-        elif missing:
-            found |= self._compute_together(missing)
+        if missing:
+            found |= self._compute(missing)
         for ids in missing:
             self._states.put(pack(ids), found[pack(ids)])
         if len(prefixes) == 1:
@@ -145,22 +137,21 @@ class OnnxEngine:
         kinds = [found[pack(row[:tokens])] for row in rows]
         return {name: np.concatenate([kind[name] for kind in kinds]) for name in self._empty}
 
-    def _compute(self, ids: Sequence[int]) -> States:
-        """States of one prefix: from kept ones as far as they reach."""
-        packed = pack(ids)
-        known = min(self._states.common(packed), len(ids) - MIN_TOKENS)  # no single token's run
+    def _compute(self, prefixes: Sequence[Sequence[int]]) -> dict[bytes, States]:
+        """States of prefixes of one length, together: from kept ones as far as all share them."""
+        packed = [pack(ids) for ids in prefixes]
+        shared = min(common_tokens(packed[0], each) for each in packed)
+        known = min(shared, self._states.common(packed[0]), len(prefixes[0]) - MIN_TOKENS)
         if known < MIN_TOKENS:
-            known = 0
-        past = self._states.get(packed, known) if known else self._empty
-        past, done = self._advance([ids], past, known)
-        return self._run_states([ids], past, done)
-
-    def _compute_together(self, prefixes: Sequence[Sequence[int]]) -> dict[bytes, States]:
-        past, done = self._advance(prefixes, self._empty, 0)
+            known = 0  # no single token's run
+        past = self._states.get(packed[0], known) if known else self._empty
+        past, done = self._advance(prefixes, past, known)
         states = self._run_states(prefixes, past, done)
+        if len(prefixes) == 1:
+            return {packed[0]: states}
         return {
-            pack(ids): {name: state[i : i + 1].copy() for name, state in states.items()}
-            for i, ids in enumerate(prefixes)
+            each: {name: state[i : i + 1].copy() for name, state in states.items()}
+            for i, each in enumerate(packed)
         }
 
     def _advance(
@@ -192,52 +183,3 @@ class OnnxEngine:
         for name, state in past.items():
             feeds[name] = np.broadcast_to(state, (len(rows), *state.shape[1:]))
         return feeds
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """ONNX Runtime has no class for it: its arenas and CUDA say so in words."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in said for words in ("failed to allocate memory", "out of memory", "bad_alloc")
-    )
-
-
-def resolve_device(device: str, supported: Sequence[str]) -> str:
-    """ "cpu" or "cuda" for a request of auto, cpu or cuda. Raises DeviceUnavailable."""
-    ort = _onnxruntime()
-    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if device == "cuda" and not has_cuda:
-        raise DeviceUnavailable(
-            "device cuda was asked for, but this onnxruntime has no CUDA provider; "
-            'install the "gpu" extra instead of "cpu", or use --device cpu'
-        )
-    if device == "auto":
-        usable = has_cuda and "cuda" in supported and Path("/dev/nvidiactl").exists()
-        device = "cuda" if usable else "cpu"
-    if device not in supported:
-        raise DeviceUnavailable(f"device {device}: this variant supports {', '.join(supported)}")
-    return device
-
-
-def _onnxruntime() -> Any:
-    """The runtime, its telemetry off: the wheel would report model and graph names by default."""
-    _refuse_two_runtimes()
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is imported
-    import onnxruntime
-
-    return onnxruntime
-
-
-def _refuse_two_runtimes() -> None:
-    """onnxruntime and onnxruntime-gpu install the same files: the later one wins, silently."""
-    installed = {
-        distribution.name.lower()
-        for distribution in importlib.metadata.distributions()
-        if distribution.name
-    }
-    both = {"onnxruntime", "onnxruntime-gpu"}
-    if both <= installed:
-        raise DeviceUnavailable(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
-            "pip uninstall both, then install one of the extras cpu and gpu"
-        )

@@ -73,6 +73,24 @@ async def _no_metrics() -> bytes:
     return b""
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "The request is not valid; nothing was queued.",
+        401: "No API key of the service's.",
+        413: "More bytes or pairs than the limit.",
+        422: "Longer than the bundle's token limits.",
+        503: "The queue is full or the replica is leaving; see Retry-After.",
+    }.items()
+}
+SCORE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": f"{COMPONENTS}ScoreRequest"}}},
+    }
+}
+
+
 def build_http(
     scorer: Scorer,
     config: ServiceConfig,
@@ -86,26 +104,23 @@ def build_http(
         description="Normalised scalar rewards for (prompt, response) pairs.",
         version=scorer.bundle.manifest.provenance.service_version,
     )
-    manifest = Response(scorer.bundle.manifest.model_dump_json(), media_type="application/json")
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse, "description": text}
-        for status, text in {
-            400: "The request is not valid; nothing was queued.",
-            401: "No API key of the service's.",
-            413: "More bytes or pairs than the limit.",
-            422: "Longer than the bundle's token limits.",
-            503: "The queue is full or the replica is leaving; see Retry-After.",
-        }.items()
-    }
-    body = {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": f"{COMPONENTS}ScoreRequest"}}},
-        }
-    }
+    _add_score(api, scorer, config)
+    add_trainer_routes(api, scorer, config, ERRORS)
+    _add_state(api, scorer, metrics_page)
+    _add_refusals(api)
+    _add_schemas(api)
+    limited = Limits(api, config.max_body_bytes, config.max_header_bytes)
+    journaled = Journaled(Keyed(limited, keys or Keys()), journal, set(api.openapi()["paths"]))
+    return Addressed(journaled, set(SHAPES))
 
+
+def _add_score(api: FastAPI, scorer: Scorer, config: ServiceConfig) -> None:
     @api.post(
-        "/score", response_model=ScoreResponse, responses=errors, openapi_extra=body, tags=["score"]
+        "/score",
+        response_model=ScoreResponse,
+        responses=ERRORS,
+        openapi_extra=SCORE_BODY,
+        tags=["score"],
     )
     async def score(request: Request) -> Response:
         """Score pairs. Each gets one reward; identical requests get identical bits."""
@@ -119,7 +134,9 @@ def build_http(
         content = _render(scorer, scores, request.state.entry.request_id)
         return Response(content, media_type="application/json")
 
-    add_trainer_routes(api, scorer, config, errors)
+
+def _add_state(api: FastAPI, scorer: Scorer, metrics_page: Callable[[], Awaitable[bytes]]) -> None:
+    manifest = Response(scorer.bundle.manifest.model_dump_json(), media_type="application/json")
 
     @api.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -148,6 +165,8 @@ def build_http(
         """The whole cluster's series in Prometheus' text format."""
         return Response(await metrics_page(), media_type=METRICS_TYPE)
 
+
+def _add_refusals(api: FastAPI) -> None:
     @api.exception_handler(RewardError)
     async def refuse(request: Request, error: RewardError) -> Response:
         request.state.entry.error = error.code
@@ -159,14 +178,14 @@ def build_http(
         request.state.entry.error = RewardError.code
         return error_response(RewardError("internal error; see the service's log"))
 
+
+def _add_schemas(api: FastAPI) -> None:
+    """Of the bodies that are parsed by hand, which FastAPI therefore does not see."""
     schemas = api.openapi()["components"]["schemas"]
     models: set[type[BaseModel]] = {ScoreRequest, *(shape for shape, _ in SHAPES.values())}
     for model in models:
         schema = model.model_json_schema(ref_template=COMPONENTS + "{model}")
         schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
-    limited = Limits(api, config.max_body_bytes, config.max_header_bytes)
-    journaled = Journaled(Keyed(limited, keys or Keys()), journal, set(api.openapi()["paths"]))
-    return Addressed(journaled, set(SHAPES))
 
 
 def _render(scorer: Scorer, scores: Scores, request_id: str) -> bytes:

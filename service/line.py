@@ -54,6 +54,8 @@ class Line:
         self._same: defaultdict[bytes, dict[Place, None]] = defaultdict(dict)
         self.rows = 0
         "that wait"
+        self.tokens = 0
+        "that wait, those of equal rows once"
 
     @property
     def requests(self) -> list[Request]:
@@ -62,7 +64,9 @@ class Line:
     def join(self, request: Request) -> None:
         """At the end of the line, with the rows that it still waits for."""
         for i in request.waiting:
-            self._same[request.packed[i]][request, i] = None
+            same = self._same[request.packed[i]]
+            self.tokens += 0 if same else len(request.rows[i])
+            same[request, i] = None
             self.rows += 1
         self._turns.append(request)
 
@@ -76,7 +80,7 @@ class Line:
             request.waiting.clear()
         self._turns.clear()
         self._same.clear()
-        self.rows = 0
+        self.rows = self.tokens = 0
 
     def window(self) -> list[Place]:
         """Rows to plan over, one of each kind; the first is the oldest of whose turn it is."""
@@ -116,4 +120,5 @@ class Line:
         del same[place]
         if not same:
             del self._same[packed]
+            self.tokens -= len(request.rows[i])
         self.rows -= 1

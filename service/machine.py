@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPUs and their instructions."""
+"""What this process may use of the machine: CPUs and their instructions, the GPU's name."""
 
 import math
 import os
@@ -46,3 +46,13 @@ def instruction_set() -> str:
     flags = set(info.read_text().split()) if info.is_file() else set()
     known = ("amx_tile", "avx512_vnni", "avx512f", "avx2", "sve", "asimd")
     return next((flag for flag in known if flag in flags), platform.machine())
+
+
+def accelerator(root: Path = Path("/proc/driver/nvidia")) -> str:
+    """The first NVIDIA GPU's name in one word, such as NVIDIA-H200; "gpu" where nobody says."""
+    for file in sorted(root.glob("gpus/*/information")):
+        for line in file.read_text().splitlines():
+            name, _, model = line.partition(":")
+            if name == "Model":
+                return "-".join(model.split())
+    return "gpu"

@@ -19,6 +19,10 @@ class PackedBudget:
     "of keys and values"
     block_tokens: int
 
+    @property
+    def full_tokens(self) -> int:
+        return self.tokens
+
     def divided(self, by: int) -> "PackedBudget":
         return replace(self, tokens=max(1, self.tokens // by), blocks=max(1, self.blocks // by))
 
@@ -46,7 +50,8 @@ class PackedBudget:
                 tree.add(rows[row])
                 chosen.append(row)
         answered = sum(len(rows[row]) // ITEM for row in chosen)
-        return Plan(chosen, computed=(bucket(tree.tokens), answered - tree.tokens))
+        computed = bucket(tree.tokens)
+        return Plan(chosen, computed_tokens=computed, shared_tokens=answered - tree.tokens)
 
 
 def _families_first(rows: Sequence[bytes], seed: int, block_tokens: int) -> list[int]:

@@ -1,20 +1,18 @@
 """Token ids -> rewards on a packed graph, keys and values in blocks. Knows arrays; no text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from service.block_tree import BlockTree
-from service.blocks import Arrays, block_tokens, runs
+from service.blocks import Arrays, Pool, block_tokens, runs
+from service.buckets import Buckets
 from service.bundle import Bundle
-from service.encoder_engine import _open
-from service.engine import _onnxruntime, _out_of_memory, resolve_device
 from service.errors import BundleError
-from service.machine import usable_cpus
 from service.manifest import Architecture
 from service.prefix import pack
+from service.session import onnxruntime, open_session, out_of_memory
 
 VARIANT = "bf16-paged"
 ITEM_BYTES, BFLOAT16 = 2, 16
@@ -27,14 +25,6 @@ class Runner(Protocol):
     def __call__(self, feeds: Arrays) -> np.ndarray:
         """The graph's inputs but the caches -> (R,) rewards."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Blocks of all layers' keys and values on the device."""
-
-    blocks: int
-    block_tokens: int
 
 
 def pool(sizes: Architecture, max_tokens: int, max_state_bytes: int) -> Pool:
@@ -59,6 +49,9 @@ class PagedEngine:
     own. Rewards depend in their last bits on what shares the run.
     """
 
+    shares_prefixes = True
+    buckets: Buckets | None = None
+
     def __init__(
         self,
         runner: Runner,
@@ -69,23 +62,28 @@ class PagedEngine:
         one_run: bool = True,
     ) -> None:
         self.device, self.fingerprint, self.pool = device, fingerprint, pool
+        self.ahead = 1 if device == "cuda" else 0
+        self._max_tokens = max_tokens
         self._table_blocks = -(-max_tokens // pool.block_tokens)
         self._runner = runner
         self._one_run = one_run
 
     @classmethod
-    def open(cls, bundle: Bundle, device: str, max_state_bytes: int) -> Self:
+    def open(
+        cls,
+        bundle: Bundle,
+        device: str,
+        max_state_bytes: int,
+        threads: int = 0,
+        gpu_memory_bytes: int = 0,
+    ) -> Self:
         """Raises BundleError or DeviceUnavailable with the reason where it cannot be served."""
         sizes, max_tokens = bundle.manifest.architecture, bundle.manifest.text.max_tokens
-        variant = bundle.manifest.variant(VARIANT)
-        device = resolve_device(device, variant.devices)
         blocks = pool(sizes, max_tokens, max_state_bytes)
-        session = _open(bundle, variant, device, usable_cpus())
-        runner = SessionRunner(
-            session, sizes.layers, blocks, device, heads=(sizes.kv_heads, sizes.head_dim)
-        )
-        fingerprint = f"onnxruntime-{_onnxruntime().__version__} {device} paged"
-        return cls(runner, blocks, max_tokens, device, fingerprint)
+        opened = open_session(bundle, VARIANT, device, threads, gpu_memory_bytes=gpu_memory_bytes)
+        heads = sizes.kv_heads, sizes.head_dim
+        runner = SessionRunner(opened.ort, sizes.layers, blocks, opened.device, heads)
+        return cls(runner, blocks, max_tokens, opened.device, opened.fingerprint)
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows -> (B,) float32 rewards; what they share is found here, whatever
@@ -97,10 +95,17 @@ class PagedEngine:
             for run in runs(packed, self.pool.block_tokens, self._table_blocks, self._one_run):
                 rewards[run.rows] = self._runner(run.feeds)[: len(run.rows)]
         except Exception as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise MemoryError(str(error)) from error
         return rewards
+
+    def warm(self, tokens: int) -> None:
+        """Run rows of the greatest length, up to `tokens` in all or as many as the pool holds:
+        what the largest run allocates holds the others."""
+        most = min(tokens // self._max_tokens, self.pool.blocks // self._table_blocks)
+        # they begin differently, or they would share all but their ends
+        self.run([[i] + [0] * (self._max_tokens - 1) for i in range(max(1, most))])
 
     def cached_tokens(self, row: Sequence[int]) -> int:
         return 0
@@ -129,7 +134,7 @@ class SessionRunner:
         heads: tuple[int, int],
         item_type: int = BFLOAT16,
     ) -> None:
-        make = _onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        make = onnxruntime().OrtValue.ortvalue_from_shape_and_type
         shape = [pool.blocks, pool.block_tokens, *heads]
         self._session = session
         self._binding = session.io_binding()

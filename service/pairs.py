@@ -1,5 +1,6 @@
 """What may be asked for a reward. Knows forms; knows nothing of tokenizers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.errors import InvalidRequest, TooLong
@@ -51,11 +52,12 @@ class TokenIds:
 Asked = Pair | Templated | TokenIds
 
 
-def characters(pair: Asked) -> int:
-    """What is counted of a pair while it waits for the tokenizer; a prompt is encoded once."""
-    if isinstance(pair, TokenIds):
-        return 0
-    return len(pair.text) if isinstance(pair, Templated) else len(pair.response)
+def characters(pairs: Sequence[Asked]) -> int:
+    """What the tokenizer has to read: every distinct prompt once, token ids not at all."""
+    prompts = {pair.prompt for pair in pairs if isinstance(pair, Pair)}
+    texts = (pair.text for pair in pairs if isinstance(pair, Templated))
+    responses = (pair.response for pair in pairs if isinstance(pair, Pair))
+    return sum(map(_characters, prompts)) + sum(map(len, texts)) + sum(map(len, responses))
 
 
 def length(pair: Asked) -> int:
@@ -64,6 +66,10 @@ def length(pair: Asked) -> int:
         return len(pair.ids)
     if isinstance(pair, Templated):
         return len(pair.text)
-    if isinstance(pair.prompt, str):
-        return len(pair.prompt) + len(pair.response)
-    return sum(len(turn.content) for turn in pair.prompt) + len(pair.response)
+    return _characters(pair.prompt) + len(pair.response)
+
+
+def _characters(prompt: str | tuple[Message, ...]) -> int:
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(turn.content) for turn in prompt)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from service.buckets import Buckets
 from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, TYPICAL, Beginnings, Costs
 
 MIN_TOKENS = 2
@@ -27,6 +28,8 @@ class Budget:
     "tokens whose key/value states exist at once: rows times prefix and padded suffix"
     share_prefixes: bool = True
     "False where the engine computes every row in full"
+    buckets: Buckets | None = None
+    "the shapes that the engine pads to; None: to the longest row"
 
     def divided(self, by: int) -> "Budget":
         """A smaller batch, for an engine that is short of memory."""
@@ -35,6 +38,10 @@ class Budget:
             padded_tokens=max(1, self.padded_tokens // by),
             state_tokens=max(1, self.state_tokens // by),
         )
+
+    @property
+    def full_tokens(self) -> int:
+        return self.padded_tokens
 
     def plan(
         self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
@@ -49,20 +56,19 @@ class Plan:
     rows: list[int]
     prefix_tokens: int = 0
     prefixes: int = 0
-    computed: tuple[int, int] | None = None
-    """tokens that the engine computes, padding included, and those that it need not because rows
-    share them; None: they follow from the prefix"""
-
-    def tokens(self, lengths: Sequence[int]) -> tuple[int, int]:
-        """Both, for the lengths of these rows."""
-        if self.computed is not None:
-            return self.computed
-        shared = self.prefix_tokens * (len(lengths) - self.prefixes)
-        return padded_tokens(lengths, self.prefix_tokens, self.prefixes), shared
+    computed_tokens: int = 0
+    "that the engine computes for them, padding included"
+    shared_tokens: int = 0
+    "that it need not compute, because rows of the batch share them"
 
 
 class Limits(Protocol):
     """What one run may hold, and how a batch within it is planned."""
+
+    @property
+    def full_tokens(self) -> int:
+        """So many waiting tokens fill a batch, but for what they share."""
+        ...
 
     def plan(
         self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
@@ -73,12 +79,6 @@ class Limits(Protocol):
     def divided(self, by: int) -> "Limits":
         """A smaller batch, for an engine that is short of memory."""
         ...
-
-
-def padded_tokens(lengths: Sequence[int], prefix_tokens: int = 0, prefixes: int = 0) -> int:
-    """Tokens that are computed for rows of these lengths, their prefixes once each."""
-    suffix = max(MIN_TOKENS, max(lengths) - prefix_tokens)
-    return prefix_tokens * prefixes + len(lengths) * suffix
 
 
 def plan(
@@ -93,9 +93,10 @@ def plan(
     rows: packed token ids of every waiting row, oldest first; cached_tokens: how much of the seed
     the engine still has states of. Rows join by nearness in length to those already there, the
     older first among equals, while the batch stays within the budget. Several batches are tried:
-    without a prefix, and with prefixes of some lengths, where only rows join whose prefix
-    another row shares. The one that answers most tokens per cost is taken, and not more of it
-    than that takes: padding ends a batch where one more run would be cheaper.
+    without a prefix, and with prefixes of some lengths, where only rows join that have the
+    seed's, or one that another row shares. The one that answers most tokens per cost is taken, and
+    not more of it than that takes: padding, to the longest row or to a bucket, ends a batch where
+    one more run would be cheaper.
 
     >>> from service.prefix import pack
     >>> rows = [pack([7] * n) for n in (10, 50, 11, 9, 52)]
@@ -109,9 +110,11 @@ def plan(
     beginnings = Beginnings(rows)
     for prefix in _prefixes(beginnings, seed, cached_tokens):
         groups = beginnings.groups(prefix)
-        rate, planned = _fill(lengths, seed, budget, costs, prefix, groups, cached_tokens)
-        if rate > best_rate:
-            best_rate, best = rate, planned
+        own = [group if group == groups[seed] else None for group in groups]
+        for joining in (own, groups):
+            rate, planned = _fill(lengths, seed, budget, costs, prefix, joining, cached_tokens)
+            if rate > best_rate:
+                best_rate, best = rate, planned
     return best
 
 
@@ -149,26 +152,36 @@ def _fill(
     best_rate, best = 0.0, Plan([seed])
     longest = answered = 0
     for row in _nearest(lengths, seed, prefix, groups):
-        batch.append(row)
-        if prefix:
+        if prefix and groups[row] not in heads:
+            if heads and prefix * (len(heads) + 1) > budget.padded_tokens:
+                continue  # one more prefix would not fit; rows behind those chosen may follow
             heads.add(groups[row])
+        batch.append(row)
         longest = max(longest, MIN_TOKENS, lengths[row] - prefix)
         answered += lengths[row]
         size = longest * len(batch)
+        computed_size = _computed(len(batch), longest, budget.buckets)
         waste = size - (answered - prefix * len(batch))
         if len(batch) > 1 and (
-            size > budget.padded_tokens
-            or prefix * len(heads) > max(prefix, budget.padded_tokens)
+            computed_size > budget.padded_tokens
             or waste > budget.padding * (size + prefix * len(heads))
             or (prefix + longest) * len(batch) > budget.state_tokens
         ):
             break
         kept = min(prefix, cached_tokens) if len(heads) <= 1 or prefix <= cached_tokens else 0
         computed = prefix * len(heads) - kept
-        rate = answered / costs.batch(len(batch), longest, prefix, computed)
+        cost = costs.batch(len(batch), longest, prefix, computed) + computed_size - size
+        rate = answered / cost
         if rate > best_rate:
-            best_rate, best = rate, Plan(batch[:], prefix, len(heads))
+            shared = prefix * (len(batch) - len(heads))
+            own = prefix * len(heads) + computed_size
+            best_rate, best = rate, Plan(batch[:], prefix, len(heads), own, shared)
     return best_rate, best
+
+
+def _computed(rows: int, longest: int, buckets: Buckets | None) -> int:
+    """Tokens that a run over so many rows of up to `longest` tokens computes, past apart."""
+    return buckets.padded_tokens(rows, longest) if buckets else rows * longest
 
 
 def _nearest(

@@ -3,39 +3,37 @@
 A batch is formed when the engine becomes free, never on a timer. Requests take turns: each batch
 begins with the oldest row of the request whose turn it is, and is filled with rows of similar
 length from all of them, so that a request of thousands of rows cannot starve a single pair.
+
+An engine that asks for it (`ahead`) is handed the next batch while one runs, so that a GPU does not
+idle while Python plans: as soon as a whole batch is waiting, since what is handed over can no
+longer be filled up, and below that the device is not what is short.
 """
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from service import metrics
+from service.batch import Batch, next_batch
 from service.engine import Engine
-from service.errors import (
-    DeadlineExceeded,
-    EngineFailure,
-    NonFiniteReward,
-    RewardError,
-)
+from service.errors import DeadlineExceeded, EngineFailure, RewardError
+from service.isolation import run_isolated
 from service.line import Line, Outcome, Place, Request
 from service.metrics import Recorder
 from service.pace import Pace
-from service.planner import Limits, Plan
+from service.planner import Limits
 from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.score_cache import ScoreCache
+from service.shortage import Shortage
 
 log = logging.getLogger("reward.scheduler")
-
-RECOVERY_RUNS = 64
-"runs without a shortage of memory after which the budget is doubled again"
-MAX_DIVISOR = 64
 
 
 @dataclass(slots=True)
@@ -48,13 +46,13 @@ class Scored:
 
 
 @dataclass(slots=True)
-class _Batch:
-    rows: list[Sequence[int]]
-    packed: list[bytes]
-    places: list[list[Place]]
-    "for each row, everybody it answers"
-    plan: Plan
-    cached_tokens: int
+class _Handed:
+    """A batch that the worker thread has, running or next."""
+
+    batch: Batch
+    done: asyncio.Future[tuple[list[Outcome], int]]
+    since: float
+    "when the engine was free for it"
 
 
 class Scheduler:
@@ -70,9 +68,7 @@ class Scheduler:
         cache: ScoreCache | None = None,
     ) -> None:
         self._engine = engine
-        self._budget = budget
-        self._divisor = 1  # of the budget, above 1 while memory is short
-        self._clean_runs = 0
+        self._shortage = Shortage(budget)
         self._costs = costs
         self._cache = cache or ScoreCache("", 0)
         self._recorder = recorder or Recorder(listening=False)
@@ -80,9 +76,11 @@ class Scheduler:
         "waiting or in the engine"
         self._pace = Pace()
         self._line = Line()
+        self._handed: deque[_Handed] = deque()
         self._running: dict[bytes, list[Place]] = {}
-        "rows that are in the engine, and everybody they will answer"
-        self._running_since: float | None = None
+        "rows that were handed over, and everybody they will answer"
+        self._full_line: asyncio.Event | None = None
+        "set when a whole batch may be waiting"
         self._loop_task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
@@ -150,7 +148,7 @@ class Scheduler:
     @property
     def running_s(self) -> float:
         """How long the batch in the engine has been there; 0 when it is free."""
-        return 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+        return time.perf_counter() - self._handed[0].since if self._handed else 0.0
 
     def backlog_s(self, more_tokens: float = 0.0) -> float:
         """Seconds that what is queued, and more of it, will take; 0 while that is not known."""
@@ -167,6 +165,8 @@ class Scheduler:
             self._line.join(request)
             if self._loop_task is None:
                 self._loop_task = loop.create_task(self._work())
+            elif self._full_line and self._may_take():
+                self._full_line.set()
         self._gauge()
         return request
 
@@ -186,25 +186,54 @@ class Scheduler:
 
     async def _work(self) -> None:
         """Run batches while anything waits."""
-        loop = asyncio.get_running_loop()
         self._pace.begin()
+        self._full_line = asyncio.Event() if self._engine.ahead else None
         try:
-            while batch := self._next_batch():
-                self._running = dict(zip(batch.packed, batch.places, strict=True))
-                self._running_since = started = time.perf_counter()
-                outcomes, shortages = await loop.run_in_executor(
-                    self._worker, self._run, batch.rows, batch.plan.prefix_tokens
-                )
-                self._running_since = None
-                self._adapt(shortages)
-                self._finish(batch, outcomes, started, time.perf_counter() - started)
+            while self._hand_over():
+                await self._until_free()
+                if self._handed[0].done.done():
+                    self._finish(self._handed[0], *self._handed[0].done.result())
         except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
             log.exception("the scheduler failed")
             self._abandon(EngineFailure(f"scheduler: {type(error).__name__}"))
         finally:
-            self._running_since = None
+            for handed in self._handed:
+                handed.done.cancel()  # what has not begun never does
+            self._handed.clear()
             self._running = {}
             self._loop_task = None
+
+    def _hand_over(self) -> bool:
+        """Give the worker what it may have; whether it has anything."""
+        while len(self._handed) <= self._engine.ahead and self._may_take():
+            batch = next_batch(self._line, self._engine, self._shortage.budget, self._costs)
+            if batch is None:
+                break
+            self._running |= zip(batch.packed, batch.places, strict=True)
+            done = asyncio.get_running_loop().run_in_executor(
+                self._worker, run_isolated, self._engine, batch.rows, batch.plan.prefix_tokens
+            )
+            self._handed.append(_Handed(batch, done, time.perf_counter()))
+            self._gauge()
+        return bool(self._handed)
+
+    def _may_take(self) -> bool:
+        """Whether a batch may be formed now: the engine is free, or a whole one waits."""
+        return not self._handed or self._line.tokens >= self._shortage.budget.full_tokens
+
+    async def _until_free(self) -> None:
+        """Until the batch in the engine is done, or a whole batch waits that may be handed over."""
+        running = self._handed[0].done
+        if self._full_line is None or len(self._handed) > self._engine.ahead:
+            await asyncio.wait([running])
+            return
+        self._full_line.clear()
+        arrival = asyncio.ensure_future(self._full_line.wait())
+        either: list[asyncio.Future[Any]] = [running, arrival]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            arrival.cancel()
 
     def _abandon(self, error: EngineFailure) -> None:
         """Answer everything with an error and begin anew with an empty line."""
@@ -219,49 +248,20 @@ class Scheduler:
         self._tokens.leave(sum(len(request.rows[i]) for request, i in unanswered))
         self._gauge()
 
-    def _next_batch(self) -> _Batch | None:
-        """The oldest row of the request whose turn it is, and rows that fit to it."""
-        window = self._line.window()
-        if not window:
-            return None
-        packed = [request.packed[i] for request, i in window]
-        request, seed = window[0]
-        cached_tokens = self._engine.cached_tokens(request.rows[seed])
-        budget = self._budget.divided(self._divisor)
-        planned = budget.plan(packed, 0, cached_tokens, self._costs)
-        chosen = [window[i] for i in planned.rows]
-        batch = _Batch(
-            [request.rows[i] for request, i in chosen],
-            [packed[i] for i in planned.rows],
-            self._line.take(chosen),
-            planned,
-            min(planned.prefix_tokens, cached_tokens) if planned.prefixes == 1 else 0,
-        )
-        self._gauge()
-        return batch
-
-    def _adapt(self, shortages: int) -> None:
-        """Halve the budget when memory was short, double it again after a while without."""
-        self._clean_runs = 0 if shortages else self._clean_runs + 1
+    def _finish(self, handed: _Handed, outcomes: Sequence[Outcome], shortages: int) -> None:
+        """Answer whoever waits for the oldest batch that was handed over."""
+        batch, now = handed.batch, time.perf_counter()
+        engine_s = now - handed.since
+        self._shortage.note(shortages)
         if shortages:
-            self._divisor = min(MAX_DIVISOR, 2 * self._divisor)
             self._recorder.add(metrics.SHORTAGES, shortages)
-            log.warning("memory was short; a batch is 1/%d of the budget now", self._divisor)
-        elif self._divisor > 1 and self._clean_runs >= RECOVERY_RUNS:
-            self._divisor //= 2
-            self._clean_runs = 0
-
-    def _finish(
-        self, batch: _Batch, outcomes: Sequence[Outcome], started: float, engine_s: float
-    ) -> None:
         places = [place for places in batch.places for place in places]
-        tokens = sum(len(request.rows[i]) for request, i in places)
-        self._pace.note(tokens, full=self._line.rows > 0)
-        self._record(batch, engine_s)
+        self._pace.note(sum(len(request.rows[i]) for request, i in places), self._line.rows > 0)
+        batch.record(self._recorder, engine_s)
         for request in {request for request, _ in places}:
             request.engine_s += engine_s
             if not request.started:
-                request.started = max(started, request.submitted)
+                request.started = max(handed.since, request.submitted)
                 wait = request.started - request.submitted
                 self._recorder.observe(metrics.QUEUE_WAIT, wait)
         for packed, answered, outcome in zip(batch.packed, batch.places, outcomes, strict=True):
@@ -270,54 +270,10 @@ class Scheduler:
             for request, i in answered:
                 request.answer(i, outcome)
                 self._tokens.leave(len(request.rows[i]))
-        self._running = {}  # last: whatever fails before it, _abandon knows whom to tell
+        # last: whatever fails before it, _abandon knows whom to tell
+        self._handed.popleft()
+        for packed in batch.packed:
+            del self._running[packed]
+        if self._handed:
+            self._handed[0].since = now
         self._gauge()
-
-    def _record(self, batch: _Batch, engine_s: float) -> None:
-        lengths = [*map(len, batch.rows)]
-        computed, shared = batch.plan.tokens(lengths)
-        answered = sum(map(len, batch.places))
-        self._recorder.add(metrics.TOKENS, sum(lengths))
-        self._recorder.add(metrics.SHARED, shared + batch.cached_tokens)
-        self._recorder.add(metrics.PADDING, computed - (sum(lengths) - shared))
-        self._recorder.add(metrics.REUSED, answered - len(lengths), "in_flight")
-        self._recorder.observe(metrics.BATCH_ROWS, len(batch.rows))
-        self._recorder.observe(metrics.ENGINE, engine_s)
-
-    def _run(self, rows: Sequence[Sequence[int]], prefix_tokens: int) -> tuple[list[Outcome], int]:
-        """In the worker thread: outcomes, and how often memory was short.
-
-        A batch that fails is halved until only the guilty row fails; a prefix is given up first,
-        since its states may be what failed, and no row is blamed for that.
-        """
-        try:
-            rewards = self._engine.run(rows, prefix_tokens)
-            assert len(rewards) == len(rows), "an engine gives one reward per row"
-            return [_outcome(float(reward)) for reward in rewards], 0
-        except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
-            failure, short = _failure(error), isinstance(error, MemoryError)
-            if len(rows) == 1 and not prefix_tokens:
-                log.exception("the engine failed on a row of %d tokens", len(rows[0]))
-        # The exception is gone, and with it the arrays of the run that its frames held.
-        if prefix_tokens and not (short and len(rows) > 1):
-            outcomes, shortages = self._run(rows, 0)
-            return outcomes, shortages + short
-        if len(rows) == 1:
-            return [failure], int(short)
-        half = len(rows) // 2
-        kept = prefix_tokens if short else 0
-        first, in_first = self._run(rows[:half], kept)
-        second, in_second = self._run(rows[half:], kept)
-        return first + second, in_first + in_second + short
-
-
-def _failure(error: Exception) -> EngineFailure:
-    if isinstance(error, MemoryError):
-        return EngineFailure("this row alone needs more memory than there is")
-    return EngineFailure(f"the engine failed on this row: {type(error).__name__}")
-
-
-def _outcome(reward: float) -> Outcome:
-    if np.isfinite(reward):
-        return reward
-    return NonFiniteReward(f"the model gave {reward}; its weights or this input are broken")

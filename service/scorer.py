@@ -13,22 +13,17 @@ from service import bundle as bundles
 from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.encoder_engine import EncoderEngine
-from service.engine import Engine, OnnxEngine
+from service.engine import Engine
+from service.engines import limits, open_engine
 from service.errors import BundleError, DeadlineExceeded, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
 from service.metrics import Recorder
-from service.packing import PackedBudget
-from service.paged_engine import VARIANT as PAGED
-from service.paged_engine import PagedEngine
 from service.pairs import Asked, Pair, Templated, TokenIds, characters, length
-from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.text import Encoded, Encoder, Message, Prompt, Truncation
-from service.warmup import measure_costs
 
 HOPELESS = 0.8
 "share of a deadline that a backlog may take at most: the estimate is of recent batches, and rough"
@@ -79,7 +74,7 @@ class Scorer:
         self.encoder = Encoder.of(bundle)
         self.scheduler = Scheduler(
             engine,
-            _limits(bundle, engine, config),
+            limits(engine, bundle, config),
             config.max_queued_tokens,
             self.recorder,
             costs,
@@ -98,9 +93,7 @@ class Scorer:
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
-        engine = _engine(bundle, config)
-        measurable = isinstance(engine, OnnxEngine)  # the others share by no run of its own
-        costs = measure_costs(engine, bundle.manifest.text.max_tokens) if measurable else TYPICAL
+        engine, costs = open_engine(bundle, config)
         scorer = cls(bundle, engine, config, recorder, costs)
         scorer.verify()
         return scorer
@@ -193,7 +186,7 @@ class Scorer:
             raise
         tokenize_s = time.perf_counter() - started
         self.recorder.observe(metrics.TOKENIZE, tokenize_s)
-        if counted := sum(map(characters, pairs)):
+        if counted := characters(pairs):
             self._tokens_per_character = sum(len(row.ids) for row in encoded) / counted
         left_s = None if deadline_s is None else max(0.0, deadline_s - tokenize_s)
         try:
@@ -230,7 +223,7 @@ class Scorer:
         patient: bool,
     ) -> list[Encoded]:
         due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
-        amount = sum(map(characters, pairs))
+        amount = characters(pairs)
         await self._encoding.enter(amount, due, patient)
         try:
             async with asyncio.timeout_at(due):
@@ -311,28 +304,6 @@ class Scorer:
     def close(self) -> None:
         self.scheduler.close()
         self._tokenizers.shutdown(wait=True)
-
-
-def _engine(bundle: Bundle, config: ServiceConfig) -> Engine:
-    if config.variant == PAGED:
-        return PagedEngine.open(bundle, config.device, config.max_state_bytes)
-    common = bundle, config.variant, config.device, config.threads
-    if bundle.manifest.architecture.kind == "causal":
-        return OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
-    return EncoderEngine(*common)
-
-
-def _limits(bundle: Bundle, engine: Engine, config: ServiceConfig) -> Limits:
-    """What a batch may hold on this engine."""
-    if isinstance(engine, PagedEngine):
-        return PackedBudget(config.max_batch_tokens, engine.pool.blocks, engine.pool.block_tokens)
-    sizes = bundle.manifest.architecture
-    return Budget(
-        config.max_batch_tokens,
-        config.max_padding,
-        max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
-        share_prefixes=sizes.kind == "causal",
-    )
 
 
 def score_offline(scorer: Scorer, pairs: Sequence[Asked], chunk: int = 512) -> Iterator[Result]:

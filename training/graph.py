@@ -4,6 +4,8 @@ Inputs   input_ids (B, T) int64; position_ids (B, T) int64; last_index (B,) int6
          token of each row; past_key_<i>, past_value_<i> (B, KV, P, D) per layer, P >= 0.
 Outputs  reward (B,) float32; present_key_<i>, present_value_<i> (B, KV, P + T, D).
 
+States have the type of the model's weights; the head and the reward are float32.
+
 Causality and grouped key/value heads are left to ONNX's Attention operator: there is no repeated
 head in the graph and no mask but the last layer's. Rows are padded on the right, so no real token
 sees one that pads. A reward is read at one token, so the last layer computes keys and values of all
@@ -71,7 +73,7 @@ class RewardGraph(nn.Module):
             use_cache=False,
             reward_pass=running,
         ).last_hidden_state  # (B, T, d), the last token's at every place
-        reward = self.head(hidden[:, :2])[:, 0, 0]
+        reward = self.head(hidden[:, :2].to(self.head.weight.dtype))[:, 0, 0]
         present = (running.present[layer] for layer in range(len(past)))
         return reward, *(state for states in present for state in states)
 
@@ -231,7 +233,8 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
     # No axis is 0 or 1 in the example, which the exporter takes for constants, and no tensor comes
     # twice, which it takes for one input.
     state = (2, shape.kv_heads, 4, shape.head_dim)
-    past = [(torch.zeros(state), torch.zeros(state)) for _ in layers]
+    dtype = next(model.backbone.parameters()).dtype
+    past = [(torch.zeros(state, dtype=dtype), torch.zeros(state, dtype=dtype)) for _ in layers]
     example = (
         torch.zeros(2, 3, dtype=torch.int64),
         torch.arange(4, 7).repeat(2, 1),

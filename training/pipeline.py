@@ -100,26 +100,19 @@ def train(config: TrainConfig) -> Run:
     model.save(run.model, mean=mean)
     run.write_reference(reference)
     run.write_held_out(held_out)
+    normalization = {
+        "mean": mean,
+        "std": float(raw_rewards.std()),
+        "completions": len(reference),
+        "reference": "chosen responses of the training split",
+        "reference_sha256": completions_sha256(reference),
+    }
+    data = _data_report(config, train_groups, truncated, issues)
+    data["checks"] = check(records, train_groups, issues, held_out)
     write_report(
-        {
-            "name": config.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "scored_by": "torch, fp32",
-            "config": config.model_dump(mode="json"),
-            "data": _data_report(config, train_groups, truncated, issues)
-            | {"checks": check(records, train_groups, issues, held_out)},
-            "normalization": {
-                "mean": mean,
-                "std": float(raw_rewards.std()),
-                "completions": len(reference),
-                "reference": "chosen responses of the training split",
-                "reference_sha256": completions_sha256(reference),
-            },
-            "evaluation": evaluation,
-            "figures": figures(held_out, rewards),
-            "libraries": libraries(),
-            "log": history,
-        },
+        _provenance(config)
+        | {"data": data, "normalization": normalization, "evaluation": evaluation}
+        | {"figures": figures(held_out, rewards), "log": history},
         run.path,
     )
     state.wait_for_everyone()
@@ -194,6 +187,16 @@ def check_positions(model: AnyRewardModel, text: Text) -> None:
             f"text.max_prompt_tokens + text.max_response_tokens = {wanted}, but the base model has "
             f"{positions} positions; lower them"
         )
+
+
+def _provenance(config: TrainConfig) -> dict[str, object]:
+    return {
+        "name": config.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "scored_by": "torch, fp32",
+        "config": config.model_dump(mode="json"),
+        "libraries": libraries(),
+    }
 
 
 def _data_report(

@@ -21,6 +21,9 @@ RESPONSES = [f"The sum is {i}." for i in range(40)]
 THREADS = 12
 SERVER_TIMEOUT_S = 6
 """HAProxy's; in production above the 110 s that an answer may take"""
+UNNOTICED_S = 8
+"""within which HAProxy sends a hung replica no more: two checks of 2 s each, one 2 s and one 0.25 s
+after the last (RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER), and what a loaded machine adds"""
 
 
 @dataclass(frozen=True)
@@ -118,24 +121,19 @@ def test_nothing_is_lost_or_wrong_through_reward_client(
     # All of them within the server's timeout, a replay, and what a loaded machine adds.
     assert max(asked.seconds for asked in load.retrying) < SERVER_TIMEOUT_S + 5
     raw = Counter(asked.outcome for asked in load.raw)
-    assert raw["wrong"] == 0
-    # The goal for clients without retries is that HAProxy's replay loses nothing, and it is missed:
-    # of six requests in flight three and four became 500 when a replica hung. More than were in
-    # flight are never lost.
-    assert raw["right"] >= len(load.raw) - THREADS // 2, raw
+    assert raw == {"right": len(load.raw)}
+    hung = [asked for asked in load.retrying + load.raw if asked.seconds >= SERVER_TIMEOUT_S]
+    assert max((asked.at - struck for asked in hung), default=0.0) < UNNOTICED_S
 
 
 def _report(load: Load, struck: float) -> None:
-    """How many were repeated, and when the last answer came that was late or repeated."""
+    """How many were repeated or had to wait for a hung replica, and when the last of them came."""
     for name, all_asked in (("reward-client", load.retrying), ("no retries", load.raw)):
-        late = 1.5 * max(a.seconds for a in all_asked if a.at + a.seconds < struck)
-        after = [asked for asked in all_asked if asked.at + asked.seconds > struck]
-        unusual = [a for a in after if a.seconds > late or a.attempts != 1 or a.outcome != "right"]
-        quiet = max((a.at + a.seconds - struck for a in unusual), default=0.0)
-        repeated = sum(asked.attempts - 1 for asked in all_asked if asked.attempts)
+        late = [a for a in all_asked if a.seconds >= SERVER_TIMEOUT_S or a.attempts > 1]
+        quiet = max((a.at + a.seconds - struck for a in late), default=0.0)
         slowest = max(asked.seconds for asked in all_asked)
         lost = sum(asked.outcome != "right" for asked in all_asked)
         print(
-            f"{name}: {len(all_asked)} requests, {lost} lost or wrong, {repeated} repeated, "
-            f"slowest {slowest:.2f} s, quiet (nothing slower than before) after {quiet:.2f} s"
+            f"{name}: {len(all_asked)} requests, {lost} lost or wrong, {len(late)} repeated or "
+            f"late, the last of them {quiet:.2f} s after, slowest {slowest:.2f} s"
         )

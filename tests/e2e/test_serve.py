@@ -330,9 +330,10 @@ def test_verify_prints_what_it_proved(bundle: Bundle) -> None:
 
 
 def test_onnxruntime_twice_is_refused_with_the_way_out(bundle: Bundle, tmp_path: Path) -> None:
-    metadata = tmp_path / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        metadata = tmp_path / f"{name.replace('-', '_')}-1.31.1.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.31.1\n")
     done = _serve("verify", str(bundle.path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "both installed and overwrite each other; pip uninstall both" in done.stderr

@@ -12,8 +12,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from service.blocks import Arrays
-from service.paged_engine import Pool
+from service.blocks import Arrays, Pool
 
 FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 

@@ -11,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from service import metrics
+from service.blocks import Pool, bucket
 from service.engine import OnnxEngine
 from service.errors import BundleError
 from service.manifest import Architecture
+from service.metrics import Recorder
 from service.packing import PackedBudget
-from service.paged_engine import PagedEngine, Pool, SessionRunner, pool
+from service.paged_engine import PagedEngine, SessionRunner, pool
 from service.scheduler import Scheduler
 from tests.service.paged_reference import PagedAttention, ReferenceRunner, WritesLate
 from tests.training.families import MAX_TOKENS
@@ -130,10 +133,12 @@ def test_a_batch_that_the_pool_cannot_hold_names_the_limit(family) -> None:
 
 
 def test_the_scheduler_fills_packed_batches(family) -> None:
-    """Groups and single rows at once: the rewards in order, fewer tokens than the rows have."""
+    """Groups and single rows at once: the rewards in order, fewer tokens than the rows have, and
+    the counters say which of them were computed."""
     fp32, graph = family
     engine = _engine(graph)
-    scheduler = Scheduler(engine, PackedBudget(256, POOL.blocks, 16), max_queued_tokens=100_000)
+    recorder = Recorder()
+    scheduler = Scheduler(engine, PackedBudget(256, POOL.blocks, 16), 100_000, recorder)
     rows = [*_groups(), *_levels(), *_ragged()]
     scored = asyncio.run(scheduler.score(rows))
     scheduler.close()
@@ -141,6 +146,36 @@ def test_the_scheduler_fills_packed_batches(family) -> None:
     assert np.abs(np.array(scored.rewards) - expected).max() <= TOLERANCE
     computed = [len(feeds["input_ids"]) for feeds in engine._runner.runs]
     assert max(computed) <= 256 and sum(computed) < sum(map(len, rows))
+    tokens, shared, padding = (
+        recorder.added[name, ()] for name in (metrics.TOKENS, metrics.SHARED, metrics.PADDING)
+    )
+    assert tokens - shared + padding == sum(computed) and 0 < shared < tokens
+    assert tokens == sum(len(row) for row in {tuple(row) for row in rows})
+
+
+def test_a_batch_waits_behind_the_one_that_a_gpu_runs(family) -> None:
+    """The engine as on CUDA, which is handed a batch ahead: rewards and their order stay."""
+    fp32, graph = family
+    engine = _engine(graph)
+    engine.ahead = 1
+    scheduler = Scheduler(engine, PackedBudget(256, POOL.blocks, 16), max_queued_tokens=100_000)
+    rows = [_ids(60, seed=i) for i in range(20)]
+    scored = asyncio.run(scheduler.score(rows))
+    scheduler.close()
+    expected = np.concatenate([fp32.run([row]) for row in rows])
+    assert np.abs(np.array(scored.rewards) - expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("tokens", "blocks", "most"), [(0, 200, 1), (3 * MAX_TOKENS, 200, 3), (9 * MAX_TOKENS, 13, 2)]
+)
+def test_the_first_run_is_as_large_as_any(family, tokens: int, blocks: int, most: int) -> None:
+    """A row of the greatest length takes 6 blocks of 16 tokens."""
+    _, graph = family
+    engine = _engine(graph, pool=Pool(blocks, 16))
+    engine.warm(tokens)
+    (feeds,) = engine._runner.runs
+    assert len(feeds["input_ids"]) == bucket(most * MAX_TOKENS)
 
 
 def test_the_pool_is_as_many_blocks_as_fit_and_one_row_at_least() -> None:

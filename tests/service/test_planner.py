@@ -2,12 +2,13 @@
 
 import doctest
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service import planner, prefix
-from service.planner import MIN_TOKENS, Budget, padded_tokens, plan
+from service.planner import MIN_TOKENS, Budget, plan
 from service.prefix import (
     HEAD_TOKENS,
     MIN_SUFFIX_TOKENS,
@@ -51,12 +52,13 @@ def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, costs
     assert len({tuple(rows[i][:prefix]) for i in planned.rows}) == prefixes or not prefix
     if len(planned.rows) > 1:
         lengths = [len(rows[i]) for i in planned.rows]
-        size = padded_tokens(lengths, prefix, prefixes)
+        columns = max(MIN_TOKENS, max(lengths) - prefix)
+        size = prefix * prefixes + columns * len(lengths)
         real = sum(lengths) - prefix * (len(lengths) - prefixes)
+        assert (planned.computed_tokens, planned.shared_tokens) == (size, sum(lengths) - real)
         assert size - prefix * prefixes <= budget.padded_tokens
         assert prefix * prefixes <= max(prefix, budget.padded_tokens)
         assert size - real <= budget.padding * size
-        columns = max(MIN_TOKENS, max(lengths) - prefix)
         assert (prefix + columns) * len(lengths) <= budget.state_tokens
 
 
@@ -146,6 +148,21 @@ def test_a_long_line_does_not_hide_a_group(waiting: int) -> None:
     planned = plan(rows, 0, Budget(padded_tokens=4096, padding=0.15))
     assert planned.prefix_tokens == 500
     assert len(planned.rows) / planned.prefixes == 16
+
+
+@pytest.mark.parametrize(("prompt", "prompts"), [(2048, 1), (700, 2), (500, 4)])
+def test_rows_of_long_prompts_go_together_among_many_prompts(prompt: int, prompts: int) -> None:
+    """8 rows of each of 8 prompts, lengths mixed: the batch has as many prompts as fit into it."""
+    random = np.random.default_rng(0)
+    rows = [
+        pack([*range(10_000 * p, 10_000 * p + prompt), r, *range(90_000, 90_000 + tokens)])
+        for p in range(1, 9)
+        for r, tokens in enumerate(random.integers(100, 160, 8))
+    ]
+    planned = plan(rows, 0, Budget(padded_tokens=2048, padding=0.15))
+    assert planned.prefix_tokens == prompt
+    assert planned.prefixes <= prompts
+    assert len(planned.rows) >= 4 * planned.prefixes, planned
 
 
 def test_a_prefix_shorter_than_a_head_is_never_shared() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from service import metrics
+from service.batch import next_batch
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.engine import OnnxEngine
@@ -16,9 +17,10 @@ from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteR
 from service.metrics import Recorder
 from service.planner import Budget
 from service.prefix import HEAD_TOKENS, TYPICAL
-from service.scheduler import RECOVERY_RUNS, Scheduler
+from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.scorer import Pair, Scorer
+from service.shortage import RECOVERY_RUNS
 from service.warmup import measure_costs
 
 CHUNK = 24
@@ -29,8 +31,9 @@ GUILTY, INFINITE = 700, 701
 class Watched(OnnxEngine):
     """The real engine; remembers its runs, can be held back, and fails on one token."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, ahead: int = 0) -> None:
         super().__init__(bundle, "fp32", "cpu", 2)
+        self.ahead = ahead
         self.runs: list[list[list[int]]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -44,9 +47,10 @@ class Watched(OnnxEngine):
         return np.where([INFINITE in row for row in rows], np.float32("nan"), rewards)
 
 
-@pytest.fixture
-def engine(bundle: Bundle) -> Watched:
-    return Watched(bundle)
+@pytest.fixture(params=[0, 1], ids=["ahead=0", "ahead=1"])
+def engine(bundle: Bundle, request) -> Watched:
+    """What holds of the line holds whether or not the next batch is handed over early."""
+    return Watched(bundle, request.param)
 
 
 @pytest.fixture
@@ -93,7 +97,9 @@ def test_a_big_request_does_not_starve_a_single_row(scheduler, engine) -> None:
         await big
         return after - before
 
-    assert asyncio.run(go()) <= 3  # the run in progress, at most one of the big one's, its own
+    # the run in progress, at most one of the big request, its own; what was handed over before, and
+    # what was handed over behind it, which has begun when its answer is read
+    assert asyncio.run(go()) <= 3 + 2 * engine.ahead
 
 
 @pytest.mark.parametrize("place", [0, 13, 31])
@@ -219,6 +225,25 @@ def test_prompts_take_the_states_of_their_common_system_prompt(bundle: Bundle) -
     assert engine.cached_tokens(rows[1]) == 80
 
 
+def test_prompts_of_one_batch_start_from_their_common_system_prompt(
+    bundle: Bundle, monkeypatch
+) -> None:
+    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    system, *prompts = _rows(4, 40)
+    rows = [[*system, *prompt, *tail] for prompt in prompts for tail in ([7, 8], [9, 10, 11])]
+    alone = [engine.run([row])[0] for row in rows]
+    engine.run([rows[0]], 40)
+    computed, run_states = [], engine._run_states
+
+    def watched(rows, past, done):
+        computed.append((len(rows), len(rows[0]) - done))
+        return run_states(rows, past, done)
+
+    monkeypatch.setattr(engine, "_run_states", watched)
+    assert engine.run(rows, 80).tolist() == alone
+    assert computed == [(3, 40)]
+
+
 def test_a_batch_has_prefixes_of_many_kinds(bundle: Bundle) -> None:
     engine = OnnxEngine(bundle, "fp32", "cpu", 2)
     prompts, tails = _rows(4, 40), _rows(12, 9, seed=1)
@@ -323,14 +348,14 @@ def test_short_memory_halves_the_batch_and_it_recovers(bundle: Bundle, prefix: i
     async def go() -> list[float]:
         rewards = (await scheduler.score(rows)).rewards
         assert recorder.added[metrics.SHORTAGES, ()] >= 3
-        assert scheduler._divisor > 1
+        assert scheduler._shortage.divisor > 1
         engine.room = 100
         for i in range(8 * RECOVERY_RUNS):
             await scheduler.score(_rows(1, seed=100 + i))
         return rewards
 
     rewards = asyncio.run(go())
-    assert scheduler._divisor == 1
+    assert scheduler._shortage.divisor == 1
     assert rewards == [float(OnnxEngine.run(engine, [row])[0]) for row in rows]
     scheduler.close()
 
@@ -451,7 +476,7 @@ def test_planning_over_a_huge_line_stays_short(scheduler, engine, shared: int) -
         tasks = [asyncio.create_task(scheduler.score(each)) for each in rows]
         await asyncio.sleep(0.5)
         started = time.perf_counter()
-        scheduler._next_batch()
+        next_batch(scheduler._line, engine, BUDGET, TYPICAL)
         seconds = time.perf_counter() - started
         for task in tasks:
             task.cancel()

@@ -11,9 +11,10 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from service import bundle as bundles
+from service.blocks import Pool
 from service.config import ServiceConfig
 from service.errors import BundleError, DeviceUnavailable, TrainingError
-from service.paged_engine import PagedEngine, Pool
+from service.paged_engine import PagedEngine
 from service.scorer import Scorer
 from tests.service.paged_reference import ReferenceRunner
 from tests.training.families import DECODERS, MAX_TOKENS, tiny
@@ -186,6 +187,12 @@ def test_fp32_of_the_same_bundle_is_served_as_before(exported) -> None:
 def test_without_a_gpu_serving_it_is_a_clear_error(exported, device: str, message: str) -> None:
     config = ServiceConfig(bundle=exported.path, variant="bf16-paged", device=device)
     with pytest.raises(DeviceUnavailable, match=message):
+        Scorer.open(config)
+
+
+def test_it_refuses_to_keep_bits_whatever_shares_a_run(exported) -> None:
+    config = ServiceConfig(bundle=exported.path, variant="bf16-paged", invariant=True)
+    with pytest.raises(BundleError, match=r"invariant was asked for, but variant bf16-paged .*"):
         Scorer.open(config)
 
 

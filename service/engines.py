@@ -1,0 +1,71 @@
+"""Which engine runs a variant on a device, and how much at once. Knows engines; no text."""
+
+from service import warmup
+from service.buckets import Buckets
+from service.bundle import Bundle
+from service.config import ServiceConfig
+from service.encoder_engine import EncoderEngine
+from service.engine import Engine, OnnxEngine
+from service.errors import BundleError
+from service.packing import PackedBudget
+from service.padded_engine import PaddedEngine
+from service.paged_engine import VARIANT as PAGED
+from service.paged_engine import PagedEngine
+from service.planner import Budget, Limits
+from service.prefix import TYPICAL, Costs
+from service.session import resolve_device
+
+
+def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
+    """An engine that has run, and what its runs cost. Raises BundleError, DeviceUnavailable."""
+    variant = bundle.manifest.variant(config.variant)
+    if config.invariant and variant.name == PAGED:
+        raise BundleError(
+            f"invariant was asked for, but variant {PAGED} computes each row in one run with "
+            "whatever shares its batch; use another variant, or leave invariant out"
+        )
+    device = resolve_device(config.device, variant.devices)
+    if device == "cuda":
+        return _on_cuda(bundle, config)
+    if config.invariant and not variant.bit_invariant:
+        raise BundleError(
+            f"invariant was asked for, but variant {variant.name} does not reproduce its bits on "
+            "this CPU in every batch; use variant fp32, or leave invariant out"
+        )
+    common = bundle, config.variant, device, config.threads
+    if bundle.manifest.architecture.kind == "bidirectional":
+        return EncoderEngine(*common), TYPICAL
+    engine = OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
+    return engine, warmup.measure_costs(engine, bundle.manifest.text.max_tokens)
+
+
+def limits(engine: Engine, bundle: Bundle, config: ServiceConfig) -> Limits:
+    """What a batch may hold on this engine."""
+    if engine.pool:
+        return PackedBudget(config.max_batch_tokens, engine.pool.blocks, engine.pool.block_tokens)
+    sizes = bundle.manifest.architecture
+    return Budget(
+        config.max_batch_tokens,
+        config.max_padding,
+        max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
+        engine.shares_prefixes,
+        engine.buckets,
+    )
+
+
+def _on_cuda(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
+    if config.variant == PAGED:
+        return _paged(bundle, config), TYPICAL
+    buckets = Buckets(bundle.manifest.text.max_tokens, config.max_batch_tokens, config.invariant)
+    padded = PaddedEngine(
+        bundle, config.variant, "cuda", buckets, config.threads, config.gpu_memory_bytes
+    )
+    return padded, padded.warm()
+
+
+def _paged(bundle: Bundle, config: ServiceConfig) -> PagedEngine:
+    paged = PagedEngine.open(
+        bundle, "cuda", config.max_state_bytes, config.threads, config.gpu_memory_bytes
+    )
+    paged.warm(config.max_batch_tokens)
+    return paged

@@ -1,0 +1,53 @@
+"""Running a batch so that what is wrong with one row fails that row. Knows engines; no waiting."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engine import Engine
+from service.errors import EngineFailure, NonFiniteReward
+from service.line import Outcome
+
+log = logging.getLogger("reward.scheduler")
+
+
+def run_isolated(
+    engine: Engine, rows: Sequence[Sequence[int]], prefix_tokens: int
+) -> tuple[list[Outcome], int]:
+    """For every row its reward or its error, and how often memory was short.
+
+    A batch that fails is halved until only the guilty row fails; a prefix is given up first,
+    since its states may be what failed, and no row is blamed for that.
+    """
+    try:
+        rewards = engine.run(rows, prefix_tokens)
+        assert len(rewards) == len(rows), "an engine gives one reward per row"
+        return [_outcome(float(reward)) for reward in rewards], 0
+    except Exception as error:  # whatever the runtime raises: isolate the row, keep serving
+        failure, short = _failure(error), isinstance(error, MemoryError)
+        if len(rows) == 1 and not prefix_tokens:
+            log.exception("the engine failed on a row of %d tokens", len(rows[0]))
+    # The exception is gone, and with it the arrays of the run that its frames held.
+    if prefix_tokens and not (short and len(rows) > 1):
+        outcomes, shortages = run_isolated(engine, rows, 0)
+        return outcomes, shortages + short
+    if len(rows) == 1:
+        return [failure], int(short)
+    half = len(rows) // 2
+    kept = prefix_tokens if short else 0
+    first, in_first = run_isolated(engine, rows[:half], kept)
+    second, in_second = run_isolated(engine, rows[half:], kept)
+    return first + second, in_first + in_second + short
+
+
+def _failure(error: Exception) -> EngineFailure:
+    if isinstance(error, MemoryError):
+        return EngineFailure("this row alone needs more memory than there is")
+    return EngineFailure(f"the engine failed on this row: {type(error).__name__}")
+
+
+def _outcome(reward: float) -> Outcome:
+    if np.isfinite(reward):
+        return reward
+    return NonFiniteReward(f"the model gave {reward}; its weights or this input are broken")

@@ -1,0 +1,179 @@
+"""An engine that is handed its next batch early is never idle meanwhile, and else alike."""
+
+import asyncio
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from service.bundle import Bundle
+from service.engine import OnnxEngine
+from service.errors import DeadlineExceeded, EngineFailure
+from service.planner import Budget
+from service.scheduler import Scheduler
+from tests.service.test_scheduler import GUILTY, Watched, _rows
+
+LENGTH, ROWS = 64, 16
+BUDGET = Budget(padded_tokens=LENGTH * ROWS, padding=0.15)
+"a whole batch is 16 rows of 64 tokens"
+RUN_S, PLAN_S = 0.03, 0.02
+
+
+@pytest.fixture
+def engine(bundle: Bundle) -> Watched:
+    return Watched(bundle, ahead=1)
+
+
+@pytest.fixture
+def scheduler(engine: Watched):
+    scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
+    yield scheduler
+    engine.gate.set()
+    scheduler.close()
+
+
+async def _settled() -> None:
+    await asyncio.sleep(0.05)
+
+
+def test_a_whole_batch_is_handed_over_while_one_runs_and_less_is_not(scheduler, engine) -> None:
+    async def go() -> list[int]:
+        engine.gate.clear()
+        tasks = [asyncio.create_task(scheduler.score(_rows(1, LENGTH)))]
+        await _settled()
+        handed = [len(scheduler._handed)]
+        for seed, count in enumerate((ROWS - 1, 1, ROWS)):
+            rows = _rows(count, LENGTH, seed=seed + 1)
+            tasks.append(asyncio.create_task(scheduler.score(rows)))
+            await _settled()
+            handed.append(len(scheduler._handed))
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        return handed
+
+    assert asyncio.run(go()) == [1, 1, 2, 2]
+    assert [len(run) for run in engine.runs] == [1, ROWS, ROWS]
+    assert scheduler._tokens.used == scheduler._line.tokens == 0 and not scheduler._running
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> None:
+    """A run takes 30 ms at least and planning 20; only without ahead is that time lost."""
+
+    class Slow(OnnxEngine):
+        spans: list[tuple[float, float]]
+
+        def run(self, rows, prefix_tokens=0):
+            started = time.perf_counter()
+            rewards = super().run(rows, prefix_tokens)
+            time.sleep(RUN_S)
+            self.spans.append((started, time.perf_counter()))
+            return rewards
+
+        def cached_tokens(self, row):
+            time.sleep(PLAN_S)
+            return super().cached_tokens(row)
+
+    engine = Slow(bundle, "fp32", "cpu", 1)
+    engine.ahead, engine.spans = ahead, []
+    scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
+    rows = _rows(10 * ROWS, LENGTH)
+    scored = asyncio.run(scheduler.score(rows))
+    scheduler.close()
+    idle = float(np.median([b - a for (_, a), (b, _) in pairwise(engine.spans)]))
+    assert len(engine.spans) == 10
+    # half the planning: far from both, whatever else this machine does
+    assert idle < PLAN_S / 2 if ahead else idle >= PLAN_S
+    assert scored.rewards == OnnxEngine.run(engine, rows).tolist()
+
+
+def test_a_guilty_row_in_what_was_handed_over_fails_alone(scheduler, engine) -> None:
+    rows = _rows(3 * ROWS, LENGTH)
+    for guilty in (3, 20):  # of the batch that runs, and of the next
+        rows[guilty][5] = GUILTY
+
+    async def go():
+        calls = [scheduler.score([row]) for row in rows]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    outcomes = asyncio.run(go())
+    failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, EngineFailure)]
+    assert failed == [3, 20]
+    good = [i for i in range(len(rows)) if i not in failed]
+    assert [outcomes[i].rewards[0] for i in good] == [float(engine.run([rows[i]])[0]) for i in good]
+
+
+@pytest.mark.parametrize("leaves", ["cancelled", "late"])
+def test_of_a_caller_that_left_only_what_was_handed_over_runs(scheduler, engine, leaves) -> None:
+    async def go() -> None:
+        engine.gate.clear()
+        deadline_s = 0.2 if leaves == "late" else None
+        rows = _rows(4 * ROWS, LENGTH)
+        left = asyncio.create_task(scheduler.score(rows, deadline_s))
+        await _settled()
+        if leaves == "cancelled":
+            left.cancel()
+        (outcome,) = await asyncio.gather(left, return_exceptions=True)
+        assert isinstance(outcome, DeadlineExceeded | asyncio.CancelledError)
+        engine.gate.set()
+        assert len((await scheduler.score(_rows(2, seed=9))).rewards) == 2
+
+    asyncio.run(go())
+    assert [len(run) for run in engine.runs] == [ROWS, ROWS, 2]
+    assert scheduler._tokens.used == 0
+
+
+def test_a_row_that_was_handed_over_answers_whoever_asks_for_it_later(scheduler, engine) -> None:
+    rows = _rows(2 * ROWS, LENGTH)
+
+    async def go():
+        engine.gate.clear()
+        first = asyncio.create_task(scheduler.score(rows))
+        await _settled()
+        again = asyncio.create_task(scheduler.score(rows[-3:]))
+        await _settled()
+        engine.gate.set()
+        return await asyncio.gather(first, again)
+
+    first, again = asyncio.run(go())
+    assert again.rewards == first.rewards[-3:]
+    assert sum(map(len, engine.runs)) == 2 * ROWS
+
+
+def test_a_failure_in_planning_the_next_batch_answers_everybody(scheduler, engine) -> None:
+    plans = iter([None, RuntimeError("a bug")])
+    known = engine.cached_tokens
+
+    def cached_tokens(row):
+        if failure := next(plans, None):
+            raise failure
+        return known(row)
+
+    engine.cached_tokens = cached_tokens
+
+    async def go():
+        with pytest.raises(EngineFailure, match="scheduler: RuntimeError"):
+            await scheduler.score(_rows(3 * ROWS, LENGTH))
+        return await scheduler.score(_rows(2, seed=5))
+
+    assert len(asyncio.run(go()).rewards) == 2
+    assert scheduler._tokens.used == scheduler._line.rows == 0 and not scheduler._running
+
+
+def test_a_run_that_hangs_is_told_from_what_waits_behind_it(scheduler, engine) -> None:
+    """The clock of a batch starts when the one before it is done."""
+
+    async def go() -> None:
+        engine.gate.clear()
+        task = asyncio.create_task(scheduler.score(_rows(2 * ROWS, LENGTH)))
+        await asyncio.sleep(0.3)
+        assert scheduler.running_s >= 0.25 and len(scheduler._handed) == 2
+        engine.gate.set()
+        while len(scheduler._handed) == 2:
+            await asyncio.sleep(0)
+        assert scheduler.running_s < 0.25
+        await task
+        assert scheduler.running_s == 0
+
+    asyncio.run(go())

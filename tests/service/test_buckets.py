@@ -1,0 +1,83 @@
+"""Shapes on a GPU: few, none much larger than its rows, the same for the same row if asked for."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.buckets import RATIO, SHORTEST, STEP, Buckets
+from service.planner import Budget, plan
+from service.prefix import Costs, pack
+
+LIMITS = st.tuples(st.integers(1, 9000), st.integers(1, 70_000))
+
+
+@given(LIMITS)
+def test_lengths_grow_by_no_more_than_the_ratio_and_hold_the_longest_row(limits) -> None:
+    buckets = Buckets(*limits)
+    lengths = buckets.lengths
+    assert lengths[0] == min(SHORTEST, limits[0]) and lengths[-1] == limits[0]
+    assert all(length % STEP == 0 for length in lengths[:-1])
+    assert all(a < b <= a * RATIO for a, b in pairwise(lengths))
+
+
+@given(LIMITS, st.booleans(), st.data())
+def test_every_row_runs_once_in_a_shape_that_was_warmed_up(limits, fixed: bool, data) -> None:
+    buckets = Buckets(*limits, fixed)
+    rows = st.lists(st.integers(1, limits[0]), min_size=1, max_size=40)
+    lengths = data.draw(rows)
+    known = set(buckets.shapes())
+    seen = []
+    for members, (most, columns) in buckets.runs(lengths):
+        assert (most, columns) in known
+        assert len(members) <= most and max(lengths[i] for i in members) <= columns
+        assert most == 1 or most * columns <= limits[1]
+        seen += members
+    assert sorted(seen) == [*range(len(lengths))]
+
+
+@given(LIMITS, st.data())
+def test_a_fixed_row_has_one_shape_whatever_its_company(limits, data) -> None:
+    buckets = Buckets(*limits, fixed=True)
+    lengths = data.draw(st.lists(st.integers(1, limits[0]), min_size=1, max_size=40))
+
+    def shape(company: list[int], i: int):
+        return next(shape for members, shape in buckets.runs(company) if i in members)
+
+    for i, tokens in enumerate(lengths):
+        assert shape(lengths, i) == shape([tokens], 0)
+
+
+def test_what_is_counted_is_what_runs() -> None:
+    random = np.random.default_rng(0)
+    for fixed in (False, True):
+        buckets = Buckets(2000, 4096, fixed)
+        for _ in range(200):
+            rows, longest = int(random.integers(1, 100)), int(random.integers(1, 2001))
+            runs = buckets.runs([longest] * rows)
+            assert buckets.padded_tokens(rows, longest) == sum(r * c for _, (r, c) in runs)
+
+
+def test_the_largest_shape_comes_first_and_there_are_few() -> None:
+    shapes = Buckets(max_tokens=2752, budget=16_384).shapes()
+    sizes = [rows * columns for rows, columns in shapes]
+    assert sizes == sorted(sizes, reverse=True)
+    # 22 lengths, 512 to 4 rows: powers of two from 1 on
+    assert len(shapes) == len(set(shapes)) < 150
+
+
+def test_a_row_over_every_bucket_is_refused() -> None:
+    with pytest.raises(ValueError, match="the buckets end at 100"):
+        Buckets(max_tokens=100, budget=256).columns(101)
+
+
+def test_a_batch_ends_at_a_full_bucket_where_more_would_be_padding() -> None:
+    """17 rows of 64 would run as 32: 16 and another run for one row cost less than 15 of padding.
+    With 31 the one that is missing costs less than another run."""
+    costs = Costs(run_tokens=100)
+    budget = Budget(4096, 0.15, share_prefixes=False, buckets=Buckets(64, 4096))
+    for waiting, together in ((16, 16), (17, 16), (31, 31), (64, 64), (70, 64)):
+        rows = [pack([i] * 64) for i in range(waiting)]
+        assert len(plan(rows, 0, budget, costs=costs).rows) == together
