@@ -35,7 +35,7 @@ class ServiceConfig(BaseModel):
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
     """key and value states that exist at once: those of the running batch, of every row with its
     prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of bf16-paged the
-    size of its blocks, which are there from the start"""
+    size of its blocks, which are there from the start; padded graphs on a GPU hold none"""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     "key and value states of recent prefixes that are kept at most"
     score_cache_rows: Annotated[int, Field(ge=0)] = 0

@@ -1,5 +1,7 @@
 """Which engine runs a variant on a device, and how much at once. Knows engines; no text."""
 
+from dataclasses import replace
+
 from service import warmup
 from service.buckets import Buckets
 from service.bundle import Bundle
@@ -43,14 +45,11 @@ def limits(engine: Engine, bundle: Bundle, config: ServiceConfig) -> Limits:
     """What a batch may hold on this engine."""
     if engine.pool:
         return PackedBudget(config.max_batch_tokens, engine.pool.blocks, engine.pool.block_tokens)
-    sizes = bundle.manifest.architecture
-    return Budget(
-        config.max_batch_tokens,
-        config.max_padding,
-        max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
-        engine.shares_prefixes,
-        engine.buckets,
-    )
+    padded = Budget(config.max_batch_tokens, config.max_padding, buckets=engine.buckets)
+    if not engine.shares_prefixes:  # then it holds no states
+        return replace(padded, share_prefixes=False)
+    token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
+    return replace(padded, state_tokens=max(1, config.max_state_bytes // token_bytes))
 
 
 def _on_cuda(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
