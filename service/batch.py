@@ -7,7 +7,7 @@ from service import metrics
 from service.engine import Engine
 from service.line import Line, Place
 from service.metrics import Recorder
-from service.planner import Budget, padded_tokens, plan
+from service.planner import Limits, Plan
 from service.prefix import Costs
 
 
@@ -17,28 +17,26 @@ class Batch:
     packed: list[bytes]
     places: list[list[Place]]
     "for each row, everybody it answers"
-    prefix_tokens: int
-    prefixes: int
+    plan: Plan
     cached_tokens: int
-    computed_tokens: int
-    "padding included"
+    "of the prefix, that the engine had states of"
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 
     def record(self, recorder: Recorder, engine_s: float) -> None:
-        shared = self.prefix_tokens * (len(self.rows) - self.prefixes)
+        computed, shared = self.plan.computed_tokens, self.plan.shared_tokens
         answered = sum(map(len, self.places))
         recorder.add(metrics.TOKENS, self.tokens)
         recorder.add(metrics.SHARED, shared + self.cached_tokens)
-        recorder.add(metrics.PADDING, self.computed_tokens - (self.tokens - shared))
+        recorder.add(metrics.PADDING, computed - (self.tokens - shared))
         recorder.add(metrics.REUSED, answered - len(self.rows), "in_flight")
         recorder.observe(metrics.BATCH_ROWS, len(self.rows))
         recorder.observe(metrics.ENGINE, engine_s)
 
 
-def next_batch(line: Line, engine: Engine, budget: Budget, costs: Costs) -> Batch | None:
+def next_batch(line: Line, engine: Engine, budget: Limits, costs: Costs) -> Batch | None:
     """The oldest row of the request whose turn it is, and rows that fit to it; None: no row."""
     window = line.window()
     if not window:
@@ -46,15 +44,12 @@ def next_batch(line: Line, engine: Engine, budget: Budget, costs: Costs) -> Batc
     packed = [request.packed[i] for request, i in window]
     request, seed = window[0]
     cached_tokens = engine.cached_tokens(request.rows[seed])
-    planned = plan(packed, 0, budget, cached_tokens, costs)
+    planned = budget.plan(packed, 0, cached_tokens, costs)
     chosen = [window[i] for i in planned.rows]
-    rows = [request.rows[i] for request, i in chosen]
     return Batch(
-        rows,
+        [request.rows[i] for request, i in chosen],
         [packed[i] for i in planned.rows],
         line.take(chosen),
-        planned.prefix_tokens,
-        planned.prefixes,
+        planned,
         min(planned.prefix_tokens, cached_tokens) if planned.prefixes == 1 else 0,
-        padded_tokens([*map(len, rows)], planned.prefix_tokens, planned.prefixes, budget.buckets),
     )

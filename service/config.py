@@ -27,13 +27,15 @@ class ServiceConfig(BaseModel):
     whatever shares their batch; a CPU does so in any shape with a variant that promises it"""
 
     max_batch_tokens: Positive = 2048
-    """padded tokens of one engine run, its prefixes apart; a single longer row still runs, alone.
+    """padded tokens of one engine run, its prefixes apart (of bf16-paged, computed tokens,
+    prefixes among them); a single longer row still runs, alone.
     What arrives meanwhile waits for so much, so more is throughput on a GPU and latency on a CPU"""
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a batch above which it is not filled further"
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
     """key and value states that exist at once: those of the running batch, of every row with its
-    prefix, which the runtime holds twice; what it leaves is for kept prefixes"""
+    prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of bf16-paged the
+    size of its blocks, which are there from the start; padded graphs on a GPU hold none"""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     "key and value states of recent prefixes that are kept at most"
     score_cache_rows: Annotated[int, Field(ge=0)] = 0

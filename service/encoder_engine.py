@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service.blocks import Pool
 from service.buckets import Buckets
 from service.bundle import Bundle
 from service.errors import BundleError
@@ -22,6 +23,7 @@ class EncoderEngine:
     ahead = 0
     shares_prefixes = False
     buckets: Buckets | None = None
+    pool: Pool | None = None
 
     def __init__(self, bundle: Bundle, variant: str, device: str, threads: int = 0) -> None:
         if bundle.manifest.architecture.kind != "bidirectional":

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from service.blocks import Pool
 from service.buckets import Buckets
 from service.bundle import Bundle
 from service.errors import BundleError
@@ -34,6 +35,11 @@ class Engine(Protocol):
     @property
     def buckets(self) -> Buckets | None:
         """The only shapes it runs in; None: any shape."""
+        ...
+
+    @property
+    def pool(self) -> Pool | None:
+        """What it keeps keys and values in, its rows packed; None: rows are padded."""
         ...
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
@@ -66,6 +72,7 @@ class OnnxEngine:
     ahead = 0
     shares_prefixes = True
     buckets: Buckets | None = None
+    pool: Pool | None = None
 
     def __init__(
         self,

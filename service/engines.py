@@ -1,4 +1,6 @@
-"""Which engine runs a variant on a device. Knows engines; knows nothing of text."""
+"""Which engine runs a variant on a device, and how much at once. Knows engines; no text."""
+
+from dataclasses import replace
 
 from service import warmup
 from service.buckets import Buckets
@@ -7,7 +9,11 @@ from service.config import ServiceConfig
 from service.encoder_engine import EncoderEngine
 from service.engine import Engine, OnnxEngine
 from service.errors import BundleError
+from service.packing import PackedBudget
 from service.padded_engine import PaddedEngine
+from service.paged_engine import VARIANT as PAGED
+from service.paged_engine import PagedEngine
+from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
 from service.session import resolve_device
 
@@ -15,6 +21,11 @@ from service.session import resolve_device
 def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
     """An engine that has run, and what its runs cost. Raises BundleError, DeviceUnavailable."""
     variant = bundle.manifest.variant(config.variant)
+    if config.invariant and variant.name == PAGED:
+        raise BundleError(
+            f"invariant was asked for, but variant {PAGED} computes each row in one run with "
+            "whatever shares its batch; use another variant, or leave invariant out"
+        )
     device = resolve_device(config.device, variant.devices)
     if device == "cuda":
         return _on_cuda(bundle, config)
@@ -30,9 +41,30 @@ def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
     return engine, warmup.measure_costs(engine, bundle.manifest.text.max_tokens)
 
 
+def limits(engine: Engine, bundle: Bundle, config: ServiceConfig) -> Limits:
+    """What a batch may hold on this engine."""
+    if engine.pool:
+        return PackedBudget(config.max_batch_tokens, engine.pool.blocks, engine.pool.block_tokens)
+    padded = Budget(config.max_batch_tokens, config.max_padding, buckets=engine.buckets)
+    if not engine.shares_prefixes:  # then it holds no states
+        return replace(padded, share_prefixes=False)
+    token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
+    return replace(padded, state_tokens=max(1, config.max_state_bytes // token_bytes))
+
+
 def _on_cuda(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
+    if config.variant == PAGED:
+        return _paged(bundle, config), TYPICAL
     buckets = Buckets(bundle.manifest.text.max_tokens, config.max_batch_tokens, config.invariant)
-    engine = PaddedEngine(
+    padded = PaddedEngine(
         bundle, config.variant, "cuda", buckets, config.threads, config.gpu_memory_bytes
     )
-    return engine, engine.warm()
+    return padded, padded.warm()
+
+
+def _paged(bundle: Bundle, config: ServiceConfig) -> PagedEngine:
+    paged = PagedEngine.open(
+        bundle, "cuda", config.max_state_bytes, config.threads, config.gpu_memory_bytes
+    )
+    paged.warm(config.max_batch_tokens)
+    return paged

@@ -99,7 +99,8 @@ class Variant(Schema):
     bit_invariant: bool
     "on CPU, the same row gets the same bits whatever shares its batch; measured at export"
     spearman: float | None = None
-    "rank correlation of its rewards with fp32's on the evaluation set; None: fp32 itself"
+    """rank correlation of its rewards with fp32's, on the evaluation set or, of bf16, on reference
+    completions; None: fp32 itself"""
     accuracy_change: float | None = None
     "accuracy on the evaluation set less that of fp32"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from service.blocks import Pool
 from service.buckets import Buckets, Shape
 from service.bundle import Bundle
 from service.prefix import Costs
@@ -31,6 +32,7 @@ class PaddedEngine:
     """
 
     shares_prefixes = False
+    pool: Pool | None = None
 
     def __init__(
         self,

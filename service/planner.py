@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from service.buckets import Buckets
 from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, TYPICAL, Beginnings, Costs
@@ -38,6 +39,15 @@ class Budget:
             state_tokens=max(1, self.state_tokens // by),
         )
 
+    @property
+    def full_tokens(self) -> int:
+        return self.padded_tokens
+
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
+    ) -> "Plan":
+        return plan(rows, seed, self, cached_tokens, costs)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -46,17 +56,29 @@ class Plan:
     rows: list[int]
     prefix_tokens: int = 0
     prefixes: int = 0
+    computed_tokens: int = 0
+    "that the engine computes for them, padding included"
+    shared_tokens: int = 0
+    "that it need not compute, because rows of the batch share them"
 
 
-def padded_tokens(
-    lengths: Sequence[int],
-    prefix_tokens: int = 0,
-    prefixes: int = 0,
-    buckets: Buckets | None = None,
-) -> int:
-    """Tokens that are computed for rows of these lengths, their prefixes once each."""
-    suffix = max(MIN_TOKENS, max(lengths) - prefix_tokens)
-    return prefix_tokens * prefixes + _computed(len(lengths), suffix, buckets)
+class Limits(Protocol):
+    """What one run may hold, and how a batch within it is planned."""
+
+    @property
+    def full_tokens(self) -> int:
+        """So many waiting tokens fill a batch, but for what they share."""
+        ...
+
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
+    ) -> Plan:
+        """The next batch, which holds `seed`; rows: packed token ids, oldest first."""
+        ...
+
+    def divided(self, by: int) -> "Limits":
+        """A smaller batch, for an engine that is short of memory."""
+        ...
 
 
 def plan(
@@ -151,7 +173,9 @@ def _fill(
         cost = costs.batch(len(batch), longest, prefix, computed) + computed_size - size
         rate = answered / cost
         if rate > best_rate:
-            best_rate, best = rate, Plan(batch[:], prefix, len(heads))
+            shared = prefix * (len(batch) - len(heads))
+            own = prefix * len(heads) + computed_size
+            best_rate, best = rate, Plan(batch[:], prefix, len(heads), own, shared)
     return best_rate, best
 
 

@@ -27,7 +27,7 @@ from service.isolation import run_isolated
 from service.line import Line, Outcome, Place, Request
 from service.metrics import Recorder
 from service.pace import Pace
-from service.planner import Budget
+from service.planner import Limits
 from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.score_cache import ScoreCache
@@ -61,7 +61,7 @@ class Scheduler:
     def __init__(
         self,
         engine: Engine,
-        budget: Budget,
+        budget: Limits,
         max_queued_tokens: int,
         recorder: Recorder | None = None,
         costs: Costs = TYPICAL,
@@ -211,7 +211,7 @@ class Scheduler:
                 break
             self._running |= zip(batch.packed, batch.places, strict=True)
             done = asyncio.get_running_loop().run_in_executor(
-                self._worker, run_isolated, self._engine, batch.rows, batch.prefix_tokens
+                self._worker, run_isolated, self._engine, batch.rows, batch.plan.prefix_tokens
             )
             self._handed.append(_Handed(batch, done, time.perf_counter()))
             self._gauge()
@@ -219,7 +219,7 @@ class Scheduler:
 
     def _may_take(self) -> bool:
         """Whether a batch may be formed now: the engine is free, or a whole one waits."""
-        return not self._handed or self._line.tokens >= self._shortage.budget.padded_tokens
+        return not self._handed or self._line.tokens >= self._shortage.budget.full_tokens
 
     async def _until_free(self) -> None:
         """Until the batch in the engine is done, or a whole batch waits that may be handed over."""

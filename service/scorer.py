@@ -14,12 +14,11 @@ from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.engine import Engine
-from service.engines import open_engine
+from service.engines import limits, open_engine
 from service.errors import BundleError, DeadlineExceeded, Draining, Overloaded, RewardError
 from service.manifest import GoldenRow
 from service.metrics import Recorder
 from service.pairs import Asked, Pair, Templated, TokenIds, characters, length
-from service.planner import Budget
 from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.scheduler import Scheduler
@@ -73,16 +72,9 @@ class Scorer:
         self.variant = bundle.manifest.variant(config.variant)
         self.engine = engine
         self.encoder = Encoder.of(bundle)
-        sizes = bundle.manifest.architecture
         self.scheduler = Scheduler(
             engine,
-            Budget(
-                config.max_batch_tokens,
-                config.max_padding,
-                max(1, config.max_state_bytes // (2 * sizes.state_bytes_per_token())),
-                engine.shares_prefixes,
-                engine.buckets,
-            ),
+            limits(engine, bundle, config),
             config.max_queued_tokens,
             self.recorder,
             costs,

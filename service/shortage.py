@@ -2,7 +2,7 @@
 
 import logging
 
-from service.planner import Budget
+from service.planner import Limits
 
 log = logging.getLogger("reward.scheduler")
 
@@ -14,7 +14,7 @@ MAX_DIVISOR = 64
 class Shortage:
     """A budget that is halved by every run that was short of memory, and recovers."""
 
-    def __init__(self, whole: Budget) -> None:
+    def __init__(self, whole: Limits) -> None:
         self._whole = self.budget = whole
         self.divisor = 1
         self._clean_runs = 0

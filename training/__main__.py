@@ -4,8 +4,9 @@ import json
 import logging
 import sys
 import traceback
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +19,14 @@ console = Console(soft_wrap=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Format = Annotated[str, typer.Option(help="auto, trl, hh or kwise")]
 Drop = Annotated[list[str] | None, typer.Option(help="Kinds of odd records to leave out.")]
+
+
+class VariantName(StrEnum):
+    """What --variant takes; typer reads no list of literals."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    BF16_PAGED = "bf16-paged"
 
 
 @app.command("demo-data")
@@ -182,9 +191,13 @@ def export(
     max_response_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     ending: Annotated[str, typer.Option(help="auto, eos or none")] = "auto",
     template: Annotated[Path | None, typer.Option(help="A chat template of your own.")] = None,
-    variant: Annotated[
-        Literal["fp32", "int8"], typer.Option(help="int8: beside fp32, measured on held-out data.")
-    ] = "fp32",
+    variants: Annotated[
+        list[VariantName] | None,
+        typer.Option(
+            "--variant",
+            help="Beside fp32, which is always there: int8 for CPUs, bf16-paged for GPUs.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a run, or somebody else's reward model, as a bundle; prove it as it is served."""
@@ -197,9 +210,9 @@ def export(
                 "a run has its own mean: --calibrate and --uncalibrated are for "
                 "models from elsewhere"
             )
-        bundle = export_run(Run.open(Path(source)), out, int8=variant == "int8")
+        bundle = export_run(Run.open(Path(source)), out, variants or ())
     else:
-        if variant == "int8":
+        if "int8" in (variants or ()):
             raise RewardError(
                 "--variant int8 is measured on a run's held-out prompts; "
                 f"{source} is a model from elsewhere and has none"
@@ -212,7 +225,7 @@ def export(
         }
         given = {name: value for name, value in limits.items() if value is not None}
         text = given | {"ending": ending, "template": template}
-        bundle = export_foreign(source, out, text, calibrate, uncalibrated)
+        bundle = export_foreign(source, out, text, calibrate, uncalibrated, variants or ())
     manifest = bundle.manifest
     if as_json:
         print(json.dumps({"bundle": str(out), "id": manifest.id, "name": manifest.name}))

@@ -4,7 +4,7 @@ import datetime
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +19,11 @@ from service.errors import TrainingError
 from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Variant
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Encoder, Message
+from training import int8, paged
 from training.checkpoint import read
 from training.data import Group, Prompt, completions_sha256, read_groups
 from training.encoder_graph import encoder_sizes, export_encoder_graph
 from training.graph import export_graph, sizes
-from training.int8 import add_int8
 from training.model import AnyRewardModel, EncoderRewardModel
 from training.normalize import reference_mean
 from training.predict import predict
@@ -34,7 +34,8 @@ Completions = Sequence[tuple[Prompt, str]]
 TOLERANCE = {"fp32": 1e-4}
 "largest |ONNX - torch| of a golden score; fp32: the parity that the tests hold every family to"
 MEAN_TOLERANCE = 1e-3
-GOLDEN_ROWS = 16
+GOLDEN_ROWS, PAGED_ROWS = 16, 500
+"completions that golden scores are made of; that bf16 is measured on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +59,31 @@ class Source:
         return Encoder(self.tokenizer_json, self.template, self.rules)
 
 
-def export(run: Run, out: Path, int8: bool = False) -> Bundle:
-    """The bundle of a run, with its report; with the int8 variant beside fp32 if asked for."""
+def export(run: Run, out: Path, variants: Collection[str] = ()) -> Bundle:
+    """The bundle of a run, with its report; variants: int8 and bf16-paged, beside fp32."""
     reference = run.reference()
-    held_out = read_groups(run.held_out)[0] if int8 else None
-    return write_proved(_source(run, reference), reference, out, run.report, held_out)
+    held_out = read_groups(run.held_out)[0] if int8.NAME in variants else []
+    return write_proved(_source(run, reference), reference, out, variants, run.report, held_out)
 
 
 def write_proved(
     source: Source,
     completions: Completions,
     out: Path,
+    variants: Collection[str] = (),
     report: Path | None = None,
-    int8_on: Sequence[Group] | None = None,
+    held_out: Sequence[Group] = (),
 ) -> Bundle:
     """Write a bundle, prove it, and only then give it its name.
 
     Proof: every file's digest, the golden scores, and, where the mean was measured, the mean over
     the completions again, through the finished graph and the code that serves.
-    int8_on: held-out groups that an int8 variant is measured on; None: no such variant.
+    variants: beside fp32; held_out: groups that int8 is measured on.
     """
     if out.exists():
         raise TrainingError(f"{out}: exists already; remove it or choose another --out")
+    if paged.NAME in variants:
+        paged.refuse_paged(source.model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as directory:
         unfinished = Path(directory) / out.name
@@ -90,10 +94,20 @@ def write_proved(
                 shutil.copyfile(file, unfinished / bundles.REPORT_DIR / file.name)
         bundle = write_bundle(unfinished, source, completions)
         bundle = _record_measured(bundle, *_serve(unfinished, completions))
-        if int8_on is not None:
-            add_int8(bundle, int8_on)
+        if int8.NAME in variants:
+            bundle = int8.add_int8(bundle, held_out)
+        if paged.NAME in variants:
+            rows = _spread(source, completions)
+            bundle = paged.add_paged(bundle, source.model, source.mean, rows)
         unfinished.rename(out)
     return bundles.load(out)
+
+
+def _spread(source: Source, completions: Completions) -> list[list[int]]:
+    """Token ids of completions spread over the set, PAGED_ROWS at most."""
+    encoder = source.encoder()
+    chosen = completions[:: -(-len(completions) // PAGED_ROWS)]
+    return [encoder.encode(prompt, response).ids for prompt, response in chosen]
 
 
 def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle:

@@ -6,7 +6,7 @@ does, or what nobody can know, is refused.
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,13 +50,14 @@ def export_foreign(
     text: Mapping[str, object] = MappingProxyType({}),
     calibrate: Path | None = None,
     uncalibrated: bool = False,
+    variants: Collection[str] = (),
 ) -> Bundle:
     """Raises TrainingError with the reason where the model cannot be served as it is.
 
     calibrate: preferences, whose chosen responses will average 0, or completions with "prompt" and
     "response". Without it the checkpoint's own `mean` is honoured, as OpenRLHF writes it; where it
     has none, `uncalibrated` must be said. text: fields of training.config.Text; limits go as far as
-    the model's positions by default.
+    the model's positions by default. variants: beside fp32.
     """
     path = find(source)
     model = read(path)
@@ -87,7 +88,7 @@ def export_foreign(
         normalization = _calibrated(made, completions, calibrate.name)
     else:
         normalization = None if uncalibrated else _own_normalization(path, model)
-    return write_proved(replace(made, normalization=normalization), completions, out)
+    return write_proved(replace(made, normalization=normalization), completions, out, variants)
 
 
 def _text(model: AnyRewardModel, given: Mapping[str, object]) -> Text:

@@ -14,7 +14,7 @@ tokens and everything else for that token alone: nearly a sixth of a six-layer m
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,10 +57,7 @@ class RewardGraph(nn.Module):
     def __init__(self, model: RewardModel, mean: float) -> None:
         super().__init__()
         self.backbone = model.backbone
-        self.head = nn.Linear(model.score.in_features, 1)
-        self.head.load_state_dict(model.score.state_dict())
-        with torch.no_grad():
-            self.head.bias -= mean
+        self.head = centred_head(model, mean)
 
     def forward(
         self,
@@ -81,6 +78,26 @@ class RewardGraph(nn.Module):
         return reward, *(state for states in present for state in states)
 
 
+def centred_head(model: RewardModel, mean: float) -> nn.Linear:
+    """A copy of the head whose bias has the mean taken off."""
+    head = nn.Linear(model.score.in_features, 1)
+    head.load_state_dict(model.score.state_dict())
+    with torch.no_grad():
+        head.bias -= mean
+    return head
+
+
+def refuse_other_attention(options: Mapping[str, object]) -> None:
+    """Raise TrainingError for what ONNX's operators would leave out: sliding windows, soft caps,
+    sinks, biases."""
+    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise TrainingError(
+                f"the model's attention uses {name}={options[name]}, which is not exported; "
+                "a bundle without it would give other rewards"
+            )
+
+
 def _attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -91,16 +108,8 @@ def _attend(
     reward_pass: _Pass | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface on ONNX's operator; query (B, H, T, D) and so on.
-
-    Raises TrainingError for what this operator would leave out: sliding windows, soft caps, sinks.
-    """
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if other.get(name) is not None:
-            raise TrainingError(
-                f"the model's attention uses {name}={other[name]}, which is not exported; "
-                "a bundle without it would give other rewards"
-            )
+    """transformers' attention interface on ONNX's operator; query (B, H, T, D) and so on."""
+    refuse_other_attention(other)
     assert reward_pass is not None and attention_mask is None
     layer = module.layer_idx
     seen: dict[str, Any] = {"is_causal": True}
@@ -145,11 +154,15 @@ def _last_token_only(forward: Any, hidden: torch.Tensor, *args: Any, **kwargs: A
     return output[:, :1].expand_as(hidden)
 
 
-@contextmanager
-def _last_layer_pruned(model: RewardModel) -> Iterator[None]:
+def layer_stack(model: RewardModel) -> nn.ModuleList:
     layers = model.config.num_hidden_layers
     stacks = (module for module in model.backbone.modules() if isinstance(module, nn.ModuleList))
-    layer = next(stack for stack in stacks if len(stack) == layers)[-1]
+    return next(stack for stack in stacks if len(stack) == layers)
+
+
+@contextmanager
+def _last_layer_pruned(model: RewardModel) -> Iterator[None]:
+    layer = layer_stack(model)[-1]
     layer.forward = partial(_last_token_only, layer.forward)
     try:
         yield
@@ -158,11 +171,14 @@ def _last_layer_pruned(model: RewardModel) -> Iterator[None]:
 
 
 @contextmanager
-def _onnx_attention(model: RewardModel) -> Iterator[None]:
-    AttentionInterface.register(ATTENTION, _attend)
+def attention_through(
+    model: RewardModel, name: str, attend: Callable[..., tuple[torch.Tensor, None]]
+) -> Iterator[None]:
+    """While it lasts, the model's layers call `attend`, transformers' attention named `name`."""
+    AttentionInterface.register(name, attend)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision; we do not
     before = model.config._attn_implementation
-    model.backbone.set_attn_implementation(ATTENTION)
+    model.backbone.set_attn_implementation(name)
     try:
         yield
     finally:
@@ -227,7 +243,7 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
     )
     rows, states = {0: "batch", 1: "tokens"}, {0: "batch", 2: "past"}
     with (
-        _onnx_attention(model),
+        attention_through(model, ATTENTION, _attend),
         _last_layer_pruned(model),
         warnings.catch_warnings(),
         own_errors(shape.family),

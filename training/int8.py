@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 from scipy.stats import spearmanr
 
-from service import bundle as bundles
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.errors import TrainingError
@@ -24,6 +23,7 @@ from service.manifest import Variant
 from service.scorer import Pair, Scorer, score_offline
 from training.data import Group
 from training.evaluate import evaluate
+from training.variants import with_variant
 
 NAME, GRAPH = "int8", "model.int8.onnx"
 BLOCK = 128
@@ -45,7 +45,7 @@ def add_int8(bundle: Bundle, groups: Sequence[Group]) -> Bundle:
     source, target = bundle.file("model.onnx"), bundle.path / GRAPH
     _quantize(source, target)
     distance = 1e9
-    bundle = _with_variant(bundle, Variant(tolerance=distance, **_FIXED))
+    bundle = with_variant(bundle, Variant(tolerance=distance, **_FIXED))
     exact, quantized = (_rewards(bundle, variant, groups) for variant in ("fp32", NAME))
     spearman = float(spearmanr(np.concatenate(exact), np.concatenate(quantized)).statistic)
     accuracy, before = (evaluate(groups, each)["accuracy"] for each in (quantized, exact))
@@ -56,7 +56,7 @@ def add_int8(bundle: Bundle, groups: Sequence[Group]) -> Bundle:
             f"{MAX_ACCURACY_LOSS} less); export without --variant int8"
         )
     distance, invariant = _prove(bundle)
-    return _with_variant(
+    return with_variant(
         bundle,
         Variant(
             tolerance=max(ROOM * distance, TOLERANCE),
@@ -120,18 +120,3 @@ def _prove(bundle: Bundle) -> tuple[float, bool]:
         return scorer.verify(), scorer.reproduces_bits()
     finally:
         scorer.close()
-
-
-def _with_variant(bundle: Bundle, variant: Variant) -> Bundle:
-    manifest = bundle.manifest
-    others = tuple(each for each in manifest.variants if each.name != variant.name)
-    return bundles.write_manifest(
-        bundle.path,
-        name=manifest.name,
-        architecture=manifest.architecture,
-        text=manifest.text,
-        normalization=manifest.normalization,
-        variants=(*others, variant),
-        evaluation=manifest.evaluation,
-        provenance=manifest.provenance,
-    )

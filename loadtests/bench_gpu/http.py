@@ -1,7 +1,9 @@
 """The same requests over HTTP, to the service as it is started, in processes of its own."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loadtests.bench.workloads import Workload
 from loadtests.bench_gpu.inprocess import Measured
@@ -15,12 +17,17 @@ def missing() -> list[str]:
 
 
 def measure(
-    bundle: Path, variant: str, device: str, budget: int, workloads: list[Workload]
+    bundle: Path,
+    variant: str,
+    device: str,
+    settings: Mapping[str, Any],
+    workloads: list[Workload],
 ) -> dict[str, Measured]:
     """By the workload's name; latencies of requests, as a client sees them."""
     from loadtests.bench import measure, servers
 
-    options = (f"--variant={variant}", f"--device={device}", f"--set=max_batch_tokens={budget}")
+    sets = (f"--set={name}={value}" for name, value in settings.items())
+    options = (f"--variant={variant}", f"--device={device}", *sets)
     measured = {}
     with servers.service(bundle, *options) as service:
         for workload in workloads:

@@ -16,16 +16,20 @@ from transformers import AutoModel, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from service import bundle as bundles
 from service.manifest import GoldenRow, Provenance, TextRules, Variant
+from service.paged_engine import VARIANT as PAGED
 from service.text import Encoder
 from training.graph import export_graph, sizes
 from training.model import RewardModel
+from training.paged_graph import export_paged_graph
 from training.predict import predict
+from training.rounding import final_norm, rounded
 
+GRAPH = "model.onnx"
 WORDS = [f"w{i}" for i in range(400)]
 BLOCK = 1 << 20
 SPREAD = 0.02
 "standard deviation of weights, as these families begin with"
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.25, PAGED: 0.25}
 """of golden scores whose standard deviation is near 1: a bundle that was built wrong is far off;
 bf16 keeps 8 bits, and 32 layers of random weights lose some of them"""
 
@@ -92,12 +96,25 @@ def _fill(parameter: torch.Tensor, block: torch.Tensor) -> None:
 
 def _padded(built: RewardModel, path: Path, name: str) -> Variant:
     """The graph with past key/values; a PaddedEngine runs it on a GPU."""
-    export_graph(built, 0.0, path / "model.onnx")
+    export_graph(built, 0.0, path / GRAPH)
+    return _variant(name)
+
+
+def _packed(built: RewardModel, path: Path, name: str) -> Variant:
+    """The graph with blocks; a PagedEngine runs it."""
+    copied = rounded(built)
+    for kept in (final_norm(copied), copied.score):
+        kept.float()  # the weights are of bf16 already; what is computed with them is not
+    export_paged_graph(copied, 0.0, path / GRAPH)
+    return _variant(name)
+
+
+def _variant(name: str) -> Variant:
     return Variant(
         name=name,
-        graph="model.onnx",
-        data=("model.onnx.data",),
-        precision="bf16" if name == "bf16" else "fp32",
+        graph=GRAPH,
+        data=(f"{GRAPH}.data",),
+        precision="fp32" if name == "fp32" else "bf16",
         devices=("cpu", "cuda") if name == "fp32" else ("cuda",),
         tolerance=TOLERANCE[name],
         bit_invariant=False,
@@ -107,6 +124,7 @@ def _padded(built: RewardModel, path: Path, name: str) -> Variant:
 VARIANTS: dict[str, tuple[torch.dtype, Callable[[RewardModel, Path, str], Variant]]] = {
     "fp32": (torch.float32, _padded),
     "bf16": (torch.bfloat16, _padded),
+    PAGED: (torch.bfloat16, _packed),
 }
 "how a model's variants are made: of weights of a type, by a function that writes its files"
 

@@ -22,6 +22,7 @@ from loadtests.bench_gpu.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOM = Path("runs/bench-gpu")
+GPU_VARIANTS = f"bf16,{models.PAGED}"
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", default="qwen3-0.6b,llama-3.1-8b")
-    parser.add_argument("--variants", help="bf16; on a CPU fp32")
+    parser.add_argument("--variants", help="bf16,bf16-paged; on a CPU fp32")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--budget", type=int, help="padded tokens of a run; 16384, on a CPU 1024")
     parser.add_argument("--quick", action="store_true", help="few pairs, and short ones")
@@ -51,7 +52,9 @@ def _run(arguments: argparse.Namespace) -> None:
     now = datetime.datetime.now(datetime.UTC)
     b = Bench(
         arguments.device,
-        _some(arguments.variants or ("bf16" if cuda else "fp32"), models.VARIANTS, "--variants"),
+        _some(
+            arguments.variants or (GPU_VARIANTS if cuda else "fp32"), models.VARIANTS, "--variants"
+        ),
         _some(arguments.workloads, WORKLOADS, "--workloads"),
         arguments.quick,
         arguments.budget or (16_384 if cuda else 1024),

@@ -23,6 +23,8 @@ from service.text import Encoder
 QUICK = 64
 "times fewer pairs, a sixteenth as long each"
 COMPANY_ROWS, COMPANY_RUNS = 96, 200
+STATE_BYTES = 16 << 30
+"of bf16-paged's blocks: 131,072 tokens of Llama-3.1-8B, so that the budget in tokens ends a batch"
 TRACED = 4
 "a part of that size of a workload is traced: a trace holds every kernel"
 
@@ -40,9 +42,16 @@ class Bench:
     result: dict[str, Any]
     rewards: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     "of a model's first rows, by model and system"
+    expected: dict[str, np.ndarray] = field(default_factory=dict)
+    "PyTorch's for the same rows, by model"
 
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self.result['started']:6.0f} s  {text}", flush=True)
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        """Of the service, beside bundle, variant and device."""
+        states = {"max_state_bytes": STATE_BYTES} if variant == models.PAGED else {}
+        return {"max_batch_tokens": self.budget, **states}
 
     def workloads(self, model: str) -> list[Workload]:
         write, lengths = Writer(models.WORDS, 1), Lengths().divided(16 if self.quick else 1)
@@ -81,7 +90,7 @@ def bench(b: Bench, names: Sequence[str], prefix: Path) -> None:
 
 
 def _one(b: Bench, name: str, variant: str) -> None:
-    """A model's variant: alone, invariant, PyTorch beside it, over HTTP.
+    """A model's variant: alone, invariant, PyTorch beside it, their rewards, over HTTP.
 
     What fails is noted and the rest goes on: GPUs are lent by the minute.
     """
@@ -91,7 +100,8 @@ def _one(b: Bench, name: str, variant: str) -> None:
     parts: list[Callable[[], None]] = [
         lambda: _alone(b, name, variant, bundle, asked),
         lambda: _invariant(b, name, variant, bundle, asked[0]),
-        lambda: _torch(b, name, bundle, asked),
+        lambda: _torch(b, name, asked),
+        lambda: _distances(b, name, variant),
         lambda: _http(b, name, variant, bundle, asked),
     ]
     for part in parts:
@@ -117,7 +127,7 @@ def _alone(b: Bench, name: str, variant: str, bundle: Bundle, asked: list[Asked]
 
 
 def _open(b: Bench, bundle: Bundle, variant: str, **settings: Any) -> InProcess:
-    settings |= {"max_batch_tokens": b.budget}
+    settings |= b.settings(variant)
     return InProcess(
         ServiceConfig(bundle=bundle.path, variant=variant, device=b.device, **settings)
     )
@@ -135,7 +145,7 @@ def _ask(bundle: Bundle, workload: Workload) -> Asked:
 
 def _invariant(b: Bench, name: str, variant: str, bundle: Bundle, asked: Asked) -> None:
     """What one fixed shape per length costs, and whether it keeps the bits."""
-    if b.device == "cpu":  # there it changes nothing
+    if b.device == "cpu" or variant == models.PAGED:  # it changes nothing; it is refused
         return
     engine = _open(b, bundle, variant, invariant=True)
     measured = engine.measure(asked.requests, asked.workload.in_flight)
@@ -158,12 +168,12 @@ def _trace(b: Bench, engine: InProcess, asked: Asked) -> None:
     b.result["rows"][-1]["device_idle"] = None if share is None else 1 - share
 
 
-def _torch(b: Bench, name: str, bundle: Bundle, asked: list[Asked]) -> None:
-    """Both baselines on all rows at once, which is the best for them; and the same rewards."""
-    if any(row["model"] == name and row["system"].startswith("torch") for row in b.result["rows"]):
+def _torch(b: Bench, name: str, asked: list[Asked]) -> None:
+    """Both baselines on all rows at once, which is the best for them; once for all variants."""
+    if name in b.expected:
         return
     model = baselines.Torch(name, b.device)
-    expected = model.score(asked[0].rows[:COMPANY_ROWS], b.budget, True).numpy()
+    b.expected[name] = model.score(asked[0].rows[:COMPANY_ROWS], b.budget, True).numpy()
     for each in asked:
         for system, by_length in (("torch padded", False), ("torch by length", True)):
             model.score(each.rows[:64], b.budget, by_length)  # warm
@@ -172,8 +182,13 @@ def _torch(b: Bench, name: str, bundle: Bundle, asked: list[Asked]) -> None:
             _row(b, name, system, each, Measured(time.perf_counter() - started, []))
     del model
     ceilings.release(b.device)
+
+
+def _distances(b: Bench, name: str, variant: str) -> None:
+    """How far the variant's rewards are from PyTorch's."""
+    expected = b.expected[name]
     for (model_name, system), rewards in b.rewards.items():
-        if model_name == name:
+        if model_name == name and system in (variant, f"{variant} invariant"):
             b.result["notes"].append(
                 f"{name} {system}: rewards within {np.abs(rewards - expected).max():.2g} of "
                 f"PyTorch's with the same weights; their standard deviation is "
@@ -187,7 +202,7 @@ def _http(b: Bench, name: str, variant: str, bundle: Bundle, asked: list[Asked])
         b.result["notes"].append(f"{name} {variant}: not measured over HTTP: {why}")
         return
     workloads = [each.workload for each in asked]
-    measured = http.measure(bundle.path, variant, b.device, b.budget, workloads)
+    measured = http.measure(bundle.path, variant, b.device, b.settings(variant), workloads)
     for each in asked:
         _row(b, name, f"{variant} over HTTP", each, measured[each.workload.name])
 

@@ -75,6 +75,25 @@ def test_a_bundle_in_bf16_has_its_layers_in_bf16_and_its_reward_in_fp32(tmp_path
     assert len(large) >= 2 * 7 and all(each.data_type == kinds.BFLOAT16 for each in large)
 
 
+def test_a_packed_bundle_has_its_caches_in_bf16_and_its_head_in_fp32(tmp_path: Path) -> None:
+    import onnx
+
+    path = models.build("tiny", models.PAGED, tmp_path)
+    graph = onnx.load(path / models.GRAPH, load_external_data=False).graph
+    kinds = onnx.TensorProto
+    values = {
+        entry.name: entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)
+    }
+    assert values["reward"] == kinds.FLOAT
+    assert values["key_cache_0"] == values["value_cache_out_1"] == kinds.BFLOAT16
+    assert sum(node.op_type == "PagedAttention" for node in graph.node) == 2
+    # embeddings and seven matrices of each of two layers; the head of 64 weights is not among them
+    large = [each for each in graph.initializer if np.prod(each.dims) > 1000]
+    assert len(large) >= 2 * 7 and all(each.data_type == kinds.BFLOAT16 for each in large)
+    head = [node.input[1] for node in graph.node if node.op_type == "MatMul"][-1]
+    assert {e.name: e.data_type for e in graph.initializer}[head] == kinds.FLOAT
+
+
 @given(FLOATS)
 def test_the_next_number_is_one_ulp_away(value: float) -> None:
     first = np.float32([value, value])

@@ -8,10 +8,13 @@ import pytest
 from service import metrics
 from service.buckets import Buckets
 from service.bundle import Bundle
+from service.config import ServiceConfig
 from service.engine import OnnxEngine
+from service.engines import limits
 from service.metrics import Recorder
 from service.padded_engine import PaddedEngine
 from service.planner import Budget
+from service.prefix import pack
 from service.scheduler import Scheduler
 
 BUDGET = 512
@@ -49,6 +52,14 @@ def test_the_longest_golden_rows_fit_the_buckets(bundle: Bundle, engine) -> None
     assert max(map(len, rows)) == bundle.manifest.text.max_tokens
     rewards = [row.reward for row in bundle.golden()]
     assert engine.run(rows) == pytest.approx(rewards, abs=1e-4)
+
+
+def test_room_for_states_limits_no_engine_that_holds_none(bundle: Bundle, engine) -> None:
+    config = ServiceConfig(bundle=bundle.path, max_state_bytes=1)
+    rows = [pack([i] * 33) for i in range(10, 18)]
+    assert len(limits(engine, bundle, config).plan(rows, 0).rows) == 8
+    with_states = OnnxEngine(bundle, "fp32", "cpu", 2)
+    assert len(limits(with_states, bundle, config).plan(rows, 0).rows) == 1
 
 
 def test_the_scheduler_counts_the_padding_of_the_buckets(bundle: Bundle, engine) -> None:

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service import planner, prefix
-from service.planner import MIN_TOKENS, Budget, padded_tokens, plan
+from service.planner import MIN_TOKENS, Budget, plan
 from service.prefix import (
     HEAD_TOKENS,
     MIN_SUFFIX_TOKENS,
@@ -52,12 +52,13 @@ def test_the_seed_is_in_no_row_is_twice_and_the_budgets_hold(rows, budget, costs
     assert len({tuple(rows[i][:prefix]) for i in planned.rows}) == prefixes or not prefix
     if len(planned.rows) > 1:
         lengths = [len(rows[i]) for i in planned.rows]
-        size = padded_tokens(lengths, prefix, prefixes)
+        columns = max(MIN_TOKENS, max(lengths) - prefix)
+        size = prefix * prefixes + columns * len(lengths)
         real = sum(lengths) - prefix * (len(lengths) - prefixes)
+        assert (planned.computed_tokens, planned.shared_tokens) == (size, sum(lengths) - real)
         assert size - prefix * prefixes <= budget.padded_tokens
         assert prefix * prefixes <= max(prefix, budget.padded_tokens)
         assert size - real <= budget.padding * size
-        columns = max(MIN_TOKENS, max(lengths) - prefix)
         assert (prefix + columns) * len(lengths) <= budget.state_tokens
 
 

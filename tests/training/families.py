@@ -34,7 +34,7 @@ _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 DECODERS = {
     "qwen3": Qwen3Config(**_GROUPED, head_dim=16),
     "qwen2": Qwen2Config(**_GROUPED),
-    "llama": LlamaConfig(**_GROUPED),
+    "llama": LlamaConfig(**_GROUPED, head_dim=16),
     "mistral": MistralConfig(**_GROUPED, sliding_window=4096),  # wider than any row, as Mistral 7B
     "gemma": GemmaConfig(**_GROUPED, head_dim=16),
     "gpt_neox": GPTNeoXConfig(  # a quarter of 64 dimensions rotates, as in Pythia

@@ -22,7 +22,7 @@ MIN_RANK = 0.95
 
 @pytest.fixture(scope="module")
 def quantized(run: Run, tmp_path_factory: pytest.TempPathFactory) -> bundles.Bundle:
-    return export(run, tmp_path_factory.mktemp("int8") / "tiny", int8=True)
+    return export(run, tmp_path_factory.mktemp("int8") / "tiny", variants=["int8"])
 
 
 def test_the_manifest_says_what_int8_does_to_the_rewards(quantized, run: Run) -> None:
@@ -51,7 +51,7 @@ def test_int8_is_refused_where_it_changes_the_rewards_too_much(
 ) -> None:
     monkeypatch.setattr(int8, "MIN_SPEARMAN", 1.1)
     with pytest.raises(TrainingError, match=r"rank correlation .* without --variant int8"):
-        export(run, tmp_path / "out", int8=True)
+        export(run, tmp_path / "out", variants=["int8"])
     assert not (tmp_path / "out").exists()
 
 

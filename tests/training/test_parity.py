@@ -8,52 +8,24 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.encoder_engine import EncoderEngine
 from service.engine import OnnxEngine
-from service.manifest import Normalization, Provenance, TextRules
 from service.padded_engine import PaddedEngine
 from service.scorer import Pair, Scorer, score_offline
 from service.text import Message
-from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS, tiny
-from training.export import TOLERANCE, Source, write_bundle
+from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS
+from tests.training.paged import MEAN, source
+from training.export import TOLERANCE, write_bundle
 from training.predict import predict
 from training.run import Run
 
-MEAN = 0.375
 LENGTHS = sorted({1, 2, MAX_TOKENS} | {n + d for n in (4, 8, 16, 32, 64) for d in (-1, 0, 1)})
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request, run: Run, tmp_path_factory) -> tuple:
     """A family's torch model and its bundle. The padding id is also the end of a turn, id 2."""
-    model = tiny(request.param)
     path = tmp_path_factory.mktemp(request.param)
-    rules = TextRules(
-        bos_id=None,
-        ending_ids=(2,),
-        max_prompt_tokens=MAX_TOKENS // 2,
-        max_response_tokens=MAX_TOKENS // 2,
-        template_date="2026-01-01",
-    )
-    normalization = Normalization(
-        mean=MEAN,
-        measured_mean=0.0,
-        std=1.0,
-        completions=1,
-        reference="none: a random model",
-        reference_sha256="0" * 64,
-    )
-    source = Source(
-        name=request.param,
-        model=model,
-        tokenizer_json=run.tokenizer_json(),
-        template=run.template(),
-        rules=rules,
-        normalization=normalization,
-        evaluation={},
-        provenance=Provenance(
-            created="2026-01-01", service_version="0", base_model="random", libraries={}
-        ),
-    )
-    return model, write_bundle(path, source, run.reference())
+    made = source(request.param, run)
+    return made.model, write_bundle(path, made, run.reference())
 
 
 def _engine(bundle: Bundle) -> OnnxEngine | EncoderEngine:

@@ -1,0 +1,234 @@
+"""The packed graph: what ONNX Runtime says of it, what bf16 does, how it comes into a bundle."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+from scipy.stats import spearmanr
+from typer.testing import CliRunner
+
+from service import bundle as bundles
+from service.blocks import Pool
+from service.config import ServiceConfig
+from service.errors import BundleError, DeviceUnavailable, TrainingError
+from service.paged_engine import PagedEngine
+from service.scorer import Scorer
+from tests.service.paged_reference import ReferenceRunner
+from tests.training.families import DECODERS, MAX_TOKENS, tiny
+from tests.training.paged import MEAN, packed
+from training import paged
+from training.__main__ import app
+from training.export import export
+from training.foreign import export_foreign
+from training.paged_graph import export_paged_graph
+from training.predict import predict
+from training.rounding import rounded
+from training.run import Run
+
+FAMILIES = ("qwen3", "llama", "gemma", "gpt_neox")
+RMS = 0.01
+"""of the rewards' standard deviation: bf16 rounds by 2**-9 of a number at most, 0.0011 on average,
+and a few dozen roundings follow each other in three layers; 0.004 to 0.008 seen"""
+POOL = Pool(blocks=200, block_tokens=16)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def graph(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param) / "bf16"
+    return request.param, packed(request.param, path, torch.bfloat16)
+
+
+def _open(model: onnx.ModelProto | str) -> onnxruntime.InferenceSession:
+    source = model if isinstance(model, str) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+
+
+def test_onnx_runtime_takes_the_graph_and_lacks_kernels_alone(graph) -> None:
+    """Types, shapes and the operator's schema are checked before kernels are looked for."""
+    _, file = graph
+    with pytest.raises(NoKernel, match="NOT_IMPLEMENTED : Could not find an implementation"):
+        _open(str(file))
+
+
+def test_a_wrong_type_would_have_been_seen(graph) -> None:
+    model = onnx.load(graph[1])
+    (slots,) = (entry for entry in model.graph.input if entry.name == "slot_mapping")
+    slots.type.tensor_type.elem_type = TensorProto.INT64
+    with pytest.raises(Exception, match=r"slot_mapping.* of operator \(PagedAttention\)") as raised:
+        _open(model)
+    assert not isinstance(raised.value, NoKernel)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_all_else_has_kernels_paged_attention_is_what_is_missing(family, tmp_path) -> None:
+    """In fp32 but for the operator, whose inputs are cast: the CPU has kernels for the rest."""
+    model = onnx.load(packed(family, tmp_path / "fp32", torch.float32))
+    nodes = []
+    for node in model.graph.node:
+        before, after = [], []
+        if node.op_type == "PagedAttention":
+            for i in range(3):
+                before.append(_cast(node.input[i], f"{node.input[i]}_16", TensorProto.BFLOAT16))
+                node.input[i] = f"{node.input[i]}_16"
+            after = [_cast(f"{node.output[0]}_16", node.output[0], TensorProto.FLOAT)]
+            node.output[0] = f"{node.output[0]}_16"
+        nodes += [*before, node, *after]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    for entry in (*model.graph.input, *model.graph.output):
+        if "_cache_" in entry.name:
+            entry.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    with pytest.raises(NoKernel, match=r"implementation for PagedAttention\(1\) node"):
+        _open(model)
+
+
+def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], to=kind)
+
+
+def test_layers_are_in_bf16_and_what_follows_them_in_fp32(graph) -> None:
+    family, file = graph
+    model = onnx.load(file)
+    types = {each.name: each.data_type for each in model.graph.initializer}
+    weights = {name: kind for name, kind in types.items() if name.startswith("backbone.")}
+    frequencies = [name for name in weights if name.endswith("inv_freq")]
+    assert all(weights.pop(name) == TensorProto.FLOAT for name in frequencies)
+    assert weights and set(weights.values()) == {TensorProto.BFLOAT16}
+    assert {kind for name, kind in types.items() if name.startswith(("norm", "head"))} == {
+        TensorProto.FLOAT
+    }
+    bias = next(each for each in model.graph.initializer if each.name == "head.bias")
+    expected = tiny(family).score.bias.item() - MEAN
+    assert onnx.numpy_helper.to_array(bias).item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_rewards_in_bf16_are_torchs_in_bf16_and_near_those_in_fp32(graph) -> None:
+    family, file = graph
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 800, n).tolist() for n in (20, 32, 50)]
+    rows = [
+        [*prompt, *rng.integers(3, 800, n).tolist()] for prompt in prompts for n in range(1, 21)
+    ]
+    got = PagedEngine(ReferenceRunner(file, POOL), POOL, MAX_TOKENS, "cpu", "numpy").run(rows)
+    exact, coarse = (predict(each, rows) - MEAN for each in (tiny(family), rounded(tiny(family))))
+    for other in (exact, coarse):
+        off = np.abs(got - other) / exact.std()
+        assert np.sqrt((off**2).mean()) <= RMS and off.max() <= 4 * RMS
+    assert spearmanr(got, exact).statistic >= 0.999
+
+
+def test_the_same_weights_give_the_same_file(graph, tmp_path) -> None:
+    family, file = graph
+    again = packed(family, tmp_path / "again", torch.bfloat16)
+    for name in ("paged.onnx", "paged.onnx.data"):
+        assert (again.parent / name).read_bytes() == (file.parent / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_heads_without_a_kernel_are_refused(family: str, tmp_path) -> None:
+    with pytest.raises(
+        TrainingError, match="head_dim: 12, but PagedAttention takes multiples of 8"
+    ):
+        export_paged_graph(rounded(tiny(family)), 0.0, tmp_path / "paged.onnx")
+
+
+def test_every_decoder_has_one_final_norm_that_stays_in_fp32() -> None:
+    for family in DECODERS:
+        copied = rounded(tiny(family))
+        types = [parameter.dtype for parameter in copied.backbone.parameters()]
+        assert set(types) == {torch.bfloat16, torch.float32}
+        assert types.count(torch.float32) <= 2, family  # its weight, and a bias
+        assert torch.equal(copied.score.weight, tiny(family).score.weight)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, tmp_path_factory) -> bundles.Bundle:
+    return export(run, tmp_path_factory.mktemp("paged") / "tiny", ["bf16-paged"])
+
+
+def test_the_manifest_says_what_was_measured_and_with_what(exported, run: Run) -> None:
+    fp32, variant = exported.manifest.variants
+    assert (fp32.name, variant.name, variant.precision) == ("fp32", "bf16-paged", "bf16")
+    assert variant.devices == ("cuda",) and not variant.bit_invariant
+    measured = exported.manifest.evaluation["bf16-paged"]
+    assert measured["measured_with"] == ("torch in bf16 on the CPU; the graph itself was not run")
+    least, most = paged.TOLERANCE * measured["std"], paged.ROOM * paged.MAX_DISTANCE
+    assert least <= variant.tolerance <= most * measured["std"]
+    assert 0 < measured["golden_distance"] <= variant.tolerance
+    assert paged.MIN_SPEARMAN <= variant.spearman <= 1
+
+
+def test_the_exported_variant_scores_its_golden_rows(exported) -> None:
+    """The bundle's own file, with the operator in numpy, within the tolerance it states."""
+    rows = exported.golden()
+    longest = exported.manifest.text.max_tokens
+    runner = ReferenceRunner(exported.file("model.bf16-paged.onnx"), POOL)
+    rewards = PagedEngine(runner, POOL, longest, "cpu", "numpy").run([row.ids for row in rows])
+    expected = np.array([row.reward for row in rows])
+    assert np.abs(rewards - expected).max() <= exported.manifest.variant("bf16-paged").tolerance
+
+
+def test_fp32_of_the_same_bundle_is_served_as_before(exported) -> None:
+    scorer = Scorer.open(ServiceConfig(bundle=exported.path, device="cpu"))
+    scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cpu", "device cpu: this variant supports cuda"),
+        ("auto", "device cpu: this variant supports cuda"),
+        ("cuda", 'onnxruntime has no CUDA provider; install the "gpu" extra'),
+    ],
+)
+def test_without_a_gpu_serving_it_is_a_clear_error(exported, device: str, message: str) -> None:
+    config = ServiceConfig(bundle=exported.path, variant="bf16-paged", device=device)
+    with pytest.raises(DeviceUnavailable, match=message):
+        Scorer.open(config)
+
+
+def test_it_refuses_to_keep_bits_whatever_shares_a_run(exported) -> None:
+    config = ServiceConfig(bundle=exported.path, variant="bf16-paged", invariant=True)
+    with pytest.raises(BundleError, match=r"invariant was asked for, but variant bf16-paged .*"):
+        Scorer.open(config)
+
+
+def test_a_bundle_without_it_says_what_it_has(bundle: bundles.Bundle) -> None:
+    config = ServiceConfig(bundle=bundle.path, variant="bf16-paged", device="cpu")
+    with pytest.raises(
+        BundleError, match=r"variant 'bf16-paged' is not in bundle 'tiny'; .*: fp32"
+    ):
+        Scorer.open(config)
+
+
+def test_it_is_refused_where_bf16_changes_the_rewards_too_much(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(paged, "MIN_SPEARMAN", 1.1)
+    with pytest.raises(TrainingError, match=r"bf16 changes .* without --variant bf16-paged"):
+        export(run, tmp_path / "out", ["bf16-paged"])
+    assert not (tmp_path / "out").exists()
+
+
+def _checkpoint(family: str, run: Run, path) -> None:
+    from transformers import AutoTokenizer
+
+    tiny(family).save(path, mean=0.25)
+    AutoTokenizer.from_pretrained(run.model).save_pretrained(path)
+
+
+def test_somebody_elses_decoder_may_have_it(run: Run, tmp_path) -> None:
+    _checkpoint("qwen3", run, tmp_path / "model")
+    text = {"max_prompt_tokens": 48, "max_response_tokens": 48}
+    made = export_foreign(tmp_path / "model", tmp_path / "out", text, variants=["bf16-paged"])
+    assert [each.name for each in made.manifest.variants] == ["fp32", "bf16-paged"]
+
+
+def test_an_encoder_is_refused_with_the_reason(run: Run, tmp_path) -> None:
+    _checkpoint("bert", run, tmp_path / "model")
+    arguments = ["export", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--variant", "bf16-paged"])
+    assert result.exit_code != 0
+    assert "every token sees every other" in str(result.exception)
+    assert not (tmp_path / "out").exists()
