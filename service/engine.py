@@ -21,7 +21,8 @@ kernel computes the whole square of queries and keys and half of it is in vain: 
 
 
 class Engine(Protocol):
-    """Computes the reward of each row. Called from one thread at a time."""
+    """Computes the reward of each row. Called from 1 + `ahead` threads, which take turns at the
+    device: one prepares its batch while another one's runs."""
 
     fingerprint: str
     "runtime, version and device: with the bundle id, what decides the bits"

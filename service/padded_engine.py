@@ -3,6 +3,7 @@
 How a GPU runs any graph that takes padded rows: encoders, and decoders without paged attention.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,7 @@ class PaddedEngine:
         sizes = bundle.manifest.architecture
         self._past_shape = sizes.kv_heads, 0, sizes.head_dim
         self._bindings: dict[Shape, Any] = {}
+        self._turn = threading.Lock()
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows -> (B,) float32 rewards; `prefix_tokens` saves nothing here."""
@@ -104,15 +106,17 @@ class PaddedEngine:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             lengths[i] = len(row)
-        binding = self._bindings.get(shape) or self._bind(shape)
-        binding.bind_cpu_input("input_ids", ids)
+        feeds: dict[str, np.ndarray] = {"input_ids": ids}
         if "last_index" in self._inputs:
-            binding.bind_cpu_input("last_index", lengths - 1)
+            feeds["last_index"] = lengths - 1
         if "attention_mask" in self._inputs:
-            mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-            binding.bind_cpu_input("attention_mask", mask)
-        self._session.run_with_iobinding(binding)
-        (rewards,) = binding.copy_outputs_to_cpu()
+            feeds["attention_mask"] = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
+        with self._turn:
+            binding = self._bindings.get(shape) or self._bind(shape)
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            self._session.run_with_iobinding(binding)
+            (rewards,) = binding.copy_outputs_to_cpu()
         return np.asarray(rewards, np.float32)[: len(rows)]
 
     def _bind(self, shape: Shape) -> Any:

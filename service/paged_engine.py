@@ -1,5 +1,6 @@
 """Token ids -> rewards on a packed graph, keys and values in blocks. Knows arrays; no text."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
@@ -67,6 +68,7 @@ class PagedEngine:
         self._table_blocks = -(-max_tokens // pool.block_tokens)
         self._runner = runner
         self._one_run = one_run
+        self._turn = threading.Lock()
 
     @classmethod
     def open(
@@ -92,8 +94,10 @@ class PagedEngine:
         self._refuse_too_many(packed)
         rewards = np.empty(len(rows), np.float32)
         try:
-            for run in runs(packed, self.pool.block_tokens, self._table_blocks, self._one_run):
-                rewards[run.rows] = self._runner(run.feeds)[: len(run.rows)]
+            prepared = runs(packed, self.pool.block_tokens, self._table_blocks, self._one_run)
+            with self._turn:
+                for run in prepared:
+                    rewards[run.rows] = self._runner(run.feeds)[: len(run.rows)]
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -138,7 +142,7 @@ class SessionRunner:
         shape = [pool.blocks, pool.block_tokens, *heads]
         self._session = session
         self._binding = session.io_binding()
-        self._binding.bind_output("reward", "cpu")
+        self._binding.bind_output("reward", "cpu")  # first of the outputs
         for name in (f"{kind}_cache" for kind in ("key", "value")):
             for i in range(layers):
                 cache = make(shape, item_type, device)
@@ -149,5 +153,6 @@ class SessionRunner:
         """The runtime copies each feed to where the graph reads it; the bounds stay on the CPU."""
         for name, array in feeds.items():
             self._binding.bind_cpu_input(name, array)
+        self._binding.bind_output("reward", "cpu")  # anew: the last run had other rows
         self._session.run_with_iobinding(self._binding)
         return np.asarray(self._binding.get_outputs()[0].numpy(), np.float32)

@@ -47,7 +47,7 @@ class Scored:
 
 @dataclass(slots=True)
 class _Handed:
-    """A batch that the worker thread has, running or next."""
+    """A batch that a worker thread has, running or next."""
 
     batch: Batch
     done: asyncio.Future[tuple[list[Outcome], int]]
@@ -56,7 +56,7 @@ class _Handed:
 
 
 class Scheduler:
-    """One engine, one worker thread, one event loop."""
+    """One engine, a worker thread for each batch that it is handed, one event loop."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Scheduler:
         self._full_line: asyncio.Event | None = None
         "set when a whole batch may be waiting"
         self._loop_task: asyncio.Task[None] | None = None
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._workers = ThreadPoolExecutor(1 + engine.ahead, thread_name_prefix="engine")
 
     async def score(
         self,
@@ -155,7 +155,7 @@ class Scheduler:
         return self._pace.seconds(self._tokens.used + more_tokens)
 
     def close(self) -> None:
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._workers.shutdown(wait=True, cancel_futures=True)
 
     def _admit(self, rows: Sequence[Sequence[int]]) -> Request:
         loop = asyncio.get_running_loop()
@@ -204,14 +204,14 @@ class Scheduler:
             self._loop_task = None
 
     def _hand_over(self) -> bool:
-        """Give the worker what it may have; whether it has anything."""
+        """Give the workers what they may have; whether it has anything."""
         while len(self._handed) <= self._engine.ahead and self._may_take():
             batch = next_batch(self._line, self._engine, self._shortage.budget, self._costs)
             if batch is None:
                 break
             self._running |= zip(batch.packed, batch.places, strict=True)
             done = asyncio.get_running_loop().run_in_executor(
-                self._worker, run_isolated, self._engine, batch.rows, batch.plan.prefix_tokens
+                self._workers, run_isolated, self._engine, batch.rows, batch.plan.prefix_tokens
             )
             self._handed.append(_Handed(batch, done, time.perf_counter()))
             self._gauge()

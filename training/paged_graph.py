@@ -21,7 +21,7 @@ the rows' last tokens alone.
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +35,7 @@ from torch.export import Dim
 from torch.onnx.ops import symbolic_multi_out
 
 from service.errors import TrainingError
+from service.manifest import Architecture
 from training.graph import (
     OPSET,
     States,
@@ -47,6 +48,7 @@ from training.graph import (
     strip,
 )
 from training.model import RewardModel
+from training.paged_decoder import FusedDecoder, is_fusible
 from training.rounding import final_norm
 
 ATTENTION = "reward_paged"
@@ -86,7 +88,9 @@ class PagedGraph(nn.Module):
 
     def __init__(self, model: RewardModel, mean: float) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        self.sizes = sizes(model)
+        self.fused = FusedDecoder(model) if is_fusible(model) else None
+        self.backbone = None if self.fused else model.backbone
         self.norm = final_norm(model)
         self.head = centred_head(model, mean)
 
@@ -103,14 +107,19 @@ class PagedGraph(nn.Module):
         caches: list[States],
     ) -> tuple[torch.Tensor, ...]:
         running = _Pass(caches, cumulative, past, table, slots, bounds, last_index)
-        self.backbone(
-            input_ids=input_ids[None],
-            position_ids=position_ids[None],
-            use_cache=False,
-            reward_pass=running,
-        )
+        if self.fused:
+            running.hidden = self.fused(
+                input_ids, partial(_attend_fused, running, self.sizes), last_index
+            )
+        else:
+            self.backbone(
+                input_ids=input_ids[None],
+                position_ids=position_ids[None],
+                use_cache=False,
+                reward_pass=running,
+            )
         assert running.hidden is not None
-        reward = self.head(self.norm(running.hidden)).squeeze(-1).squeeze(0)  # (R,)
+        reward = self.head(self.norm(running.hidden)).flatten()  # (R,)
         written = (running.written[layer] for layer in range(len(caches)))
         return reward, *(cache for states in written for cache in states)
 
@@ -134,27 +143,58 @@ def _attend(
     layer = module.layer_idx
     packed = [states.squeeze(0).transpose(0, 1).flatten(1) for states in (query, key, value)]
     # (N, H * D), (N, KV * D), (N, KV * D)
-    key_cache, value_cache = running.caches[layer]
-    lengths = (running.cumulative, running.past, running.table)
-    inputs = [*packed, key_cache, value_cache, *lengths, None, None, running.slots]
-    inputs += [None] * 5 + [running.bounds]
-    output, *written = symbolic_multi_out(
-        OPERATOR,
-        inputs,
-        {
-            "num_heads": query.shape[1],
-            "kv_num_heads": key.shape[1],
-            "scale": 1 / math.sqrt(query.shape[3]) if scaling is None else scaling,
-        },
-        dtypes=(query.dtype, key_cache.dtype, value_cache.dtype),
-        shapes=(packed[0].shape, key_cache.shape, value_cache.shape),
-        version=1,
-    )
-    running.written[layer] = written[0], written[1]
+    heads = {"num_heads": query.shape[1], "kv_num_heads": key.shape[1]}
+    scale = 1 / math.sqrt(query.shape[3]) if scaling is None else scaling
+    attributes = {**heads, "scale": scale}
+    output = _paged_attention(running, layer, packed, attributes, packed[0].shape[1])
     output = output.unflatten(1, (query.shape[1], query.shape[3]))[None]  # (1, N, H, D)
     if layer == len(running.caches) - 1:
         running.attended = output
     return output, None
+
+
+def _attend_fused(
+    running: _Pass,
+    shape: Architecture,
+    layer: int,
+    packed: list[torch.Tensor | None],
+    rotation: States,
+) -> torch.Tensor:
+    """A fused layer's attention, (N, H * D); the operator rotates queries and keys."""
+    attributes = {
+        "num_heads": shape.heads,
+        "kv_num_heads": shape.kv_heads,
+        "scale": 1 / math.sqrt(shape.head_dim),
+        "do_rotary": 1,
+    }
+    width = shape.heads * shape.head_dim
+    return _paged_attention(running, layer, packed, attributes, width, rotation)
+
+
+def _paged_attention(
+    running: _Pass,
+    layer: int,
+    packed: list[torch.Tensor | None],
+    attributes: dict[str, Any],
+    width: int,
+    rotation: Sequence[torch.Tensor | None] = (None, None),
+) -> torch.Tensor:
+    """The operator, over all tokens: (N, width), where width is H * D."""
+    key_cache, value_cache = running.caches[layer]
+    query = packed[0]
+    assert query is not None
+    lengths = (running.cumulative, running.past, running.table)
+    inputs = [*packed, key_cache, value_cache, *lengths, *rotation, running.slots]
+    output, *written = symbolic_multi_out(
+        OPERATOR,
+        [*inputs, *[None] * 5, running.bounds],
+        attributes,
+        dtypes=(query.dtype, key_cache.dtype, value_cache.dtype),
+        shapes=((query.shape[0], width), key_cache.shape, value_cache.shape),
+        version=1,
+    )
+    running.written[layer] = written[0], written[1]
+    return output
 
 
 def _gather(states: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

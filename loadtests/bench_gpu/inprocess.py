@@ -1,6 +1,7 @@
 """The engine without a server: the scheduler that serves, asked in a closed loop."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,22 +22,32 @@ Rows = list[list[int]]
 
 @dataclass(slots=True)
 class Timed:
-    """An engine that adds up the time of its runs."""
+    """An engine that adds up the time in which a run of it is under way, prepared or computed."""
 
     engine: Engine
     seconds: float = 0.0
     runs: int = 0
+    _under_way: int = 0
+    _since: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
-        started = time.perf_counter()
+        self._step(1)
         try:
             return self.engine.run(rows, prefix_tokens)
         finally:
-            self.seconds += time.perf_counter() - started
+            self._step(-1)
             self.runs += 1
+
+    def _step(self, change: int) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            if self._under_way:
+                self.seconds += now - self._since
+            self._under_way, self._since = self._under_way + change, now
 
 
 @dataclass(frozen=True, slots=True)

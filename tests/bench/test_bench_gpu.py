@@ -90,7 +90,7 @@ def test_a_packed_bundle_has_its_caches_in_bf16_and_its_head_in_fp32(tmp_path: P
     # embeddings and seven matrices of each of two layers; the head of 64 weights is not among them
     large = [each for each in graph.initializer if np.prod(each.dims) > 1000]
     assert len(large) >= 2 * 7 and all(each.data_type == kinds.BFLOAT16 for each in large)
-    head = [node.input[1] for node in graph.node if node.op_type == "MatMul"][-1]
+    head = [node.input[1] for node in graph.node if node.op_type in ("MatMul", "Gemm")][-1]
     assert {e.name: e.data_type for e in graph.initializer}[head] == kinds.FLOAT
 
 

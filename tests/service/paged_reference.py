@@ -26,9 +26,21 @@ class PagedAttention(OpRun):
     def _run(
         self, query, key, value, key_cache, value_cache, cumulative, past, table, cos, sin, slots,
         sink, q_norm, k_norm, k_scale, v_scale, bounds,
-        num_heads=None, kv_num_heads=None, scale=None, **_,
+        num_heads=None, kv_num_heads=None, scale=None, do_rotary=0, qk_norm_epsilon=None, **_,
     ):  # fmt: skip
-        assert all(each is None for each in (cos, sin, sink, q_norm, k_norm, k_scale, v_scale))
+        assert all(each is None for each in (sink, k_scale, v_scale))
+        if key is None:
+            width = key_cache.shape[3]
+            ends = np.array([num_heads, num_heads + kv_num_heads]) * width
+            query, key, value = np.split(query, ends, axis=1)
+        assert (cos is not None) == (sin is not None) == bool(do_rotary)
+        places = np.concatenate(
+            [np.arange(p, p + n) for p, n in zip(past, np.diff(cumulative), strict=True)]
+        )
+        query, key = (
+            _prepared(each, key_cache.shape[3], norm, qk_norm_epsilon, cos, sin, places)
+            for each, norm in ((query, q_norm), (key, k_norm))
+        )
         lengths = np.diff(cumulative)
         assert cumulative[0] == 0 and cumulative[-1] == len(query) and (lengths >= 0).all()
         assert lengths.max() <= bounds[0] and (past + lengths).max() <= bounds[1]
@@ -76,6 +88,38 @@ class WritesLate(PagedAttention):
 WritesLate.__name__ = "PagedAttention"  # the evaluator goes by it
 
 
+def _prepared(states, width, norm, epsilon, cos, sin, places):
+    """(N, heads * D) queries or keys, normed and rotated as the kernel does: in fp32, rounded
+    after the norm and after the rotation."""
+    dtype = states.dtype
+    heads = states.reshape(len(states), -1, width)
+    if norm is not None:
+        exact = heads.astype(np.float32)
+        heads = _rms_norm(exact, norm.astype(np.float32), epsilon).astype(dtype)
+    if cos is not None:
+        exact = heads.astype(np.float32)
+        first, second = np.split(exact, 2, axis=-1)
+        c, s = (np.asarray(table[places], np.float32)[:, None] for table in (cos, sin))
+        heads = np.concatenate([first * c - second * s, second * c + first * s], -1).astype(dtype)
+    return heads.reshape(len(states), -1)
+
+
+def _rms_norm(values, weight, epsilon):
+    return values / np.sqrt((values**2).mean(-1, keepdims=True) + epsilon) * weight
+
+
+class SkipSimplifiedLayerNormalization(OpRun):
+    """The sum of both, and it normed: what the last output and the first are."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, change, total, weight, epsilon=None):
+        added = (change.astype(np.float32) + total.astype(np.float32)).astype(change.dtype)
+        normed = _rms_norm(added.astype(np.float32), weight.astype(np.float32), epsilon)
+        nothing = np.zeros(0, np.float32)
+        return normed.astype(change.dtype), nothing, nothing, added
+
+
 def _attend(query, keys, values, group, scale):
     """(L, H, D) queries, the last L of the tokens whose (T, KV, D) states are given."""
     dtype = query.dtype
@@ -99,12 +143,25 @@ class MatMul(OpRun):
         return (np.matmul(first, second).astype(first.dtype),)
 
 
+class Gemm(OpRun):
+    """The same of a product with a bias."""
+
+    op_domain = ""
+
+    def _run(self, first, second, bias=None, transB=0, **_):
+        product = np.matmul(first, second.T if transB else second)
+        return ((product if bias is None else product + bias).astype(first.dtype),)
+
+
+OPERATORS = [SkipSimplifiedLayerNormalization, MatMul, Gemm]
+
+
 class ReferenceRunner:
     """The whole exported graph on the CPU; blocks that nobody wrote hold NaN."""
 
     def __init__(self, graph: Path, pool: Pool, operator: type[OpRun] = PagedAttention) -> None:
         model = onnx.load(graph)
-        self._session = ReferenceEvaluator(model, new_ops=[operator, MatMul])
+        self._session = ReferenceEvaluator(model, new_ops=[operator, *OPERATORS])
         self.runs: list[Arrays] = []
         self._caches = {}
         for entry in model.graph.input:

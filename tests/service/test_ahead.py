@@ -1,6 +1,7 @@
 """An engine that is handed its next batch early is never idle meanwhile, and else alike."""
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
 
@@ -64,12 +65,15 @@ def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> No
     class Slow(OnnxEngine):
         spans: list[tuple[float, float]]
 
+        turn = threading.Lock()
+
         def run(self, rows, prefix_tokens=0):
-            started = time.perf_counter()
-            rewards = super().run(rows, prefix_tokens)
-            time.sleep(RUN_S)
-            self.spans.append((started, time.perf_counter()))
-            return rewards
+            with self.turn:
+                started = time.perf_counter()
+                rewards = super().run(rows, prefix_tokens)
+                time.sleep(RUN_S)
+                self.spans.append((started, time.perf_counter()))
+                return rewards
 
         def cached_tokens(self, row):
             time.sleep(PLAN_S)

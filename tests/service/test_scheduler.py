@@ -37,8 +37,13 @@ class Watched(OnnxEngine):
         self.runs: list[list[list[int]]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.turn = threading.Lock()
 
     def run(self, rows, prefix_tokens=0):
+        with self.turn:
+            return self._run(rows, prefix_tokens)
+
+    def _run(self, rows, prefix_tokens):
         self.gate.wait()
         if any(GUILTY in row for row in rows):
             raise RuntimeError("the engine broke")

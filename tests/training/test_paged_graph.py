@@ -70,9 +70,11 @@ def test_where_all_else_has_kernels_paged_attention_is_what_is_missing(family, t
     for node in model.graph.node:
         before, after = [], []
         if node.op_type == "PagedAttention":
-            for i in range(3):
-                before.append(_cast(node.input[i], f"{node.input[i]}_16", TensorProto.BFLOAT16))
-                node.input[i] = f"{node.input[i]}_16"
+            for i in (0, 1, 2, 8, 9, 12, 13):
+                if node.input[i]:
+                    name = f"{node.name}_{i}"  # tables and norms are read by several nodes
+                    before.append(_cast(node.input[i], name, TensorProto.BFLOAT16))
+                    node.input[i] = name
             after = [_cast(f"{node.output[0]}_16", node.output[0], TensorProto.FLOAT)]
             node.output[0] = f"{node.output[0]}_16"
         nodes += [*before, node, *after]
@@ -93,7 +95,9 @@ def test_layers_are_in_bf16_and_what_follows_them_in_fp32(graph) -> None:
     family, file = graph
     model = onnx.load(file)
     types = {each.name: each.data_type for each in model.graph.initializer}
-    weights = {name: kind for name, kind in types.items() if name.startswith("backbone.")}
+    weights = {
+        name: kind for name, kind in types.items() if name.startswith(("backbone.", "fused."))
+    }
     frequencies = [name for name in weights if name.endswith("inv_freq")]
     assert all(weights.pop(name) == TensorProto.FLOAT for name in frequencies)
     assert weights and set(weights.values()) == {TensorProto.BFLOAT16}
