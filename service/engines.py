@@ -17,6 +17,9 @@ from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
 from service.session import resolve_device
 
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"of a run, where the configuration leaves it to the device"
+
 
 def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
     """An engine that has run, and what its runs cost. Raises BundleError, DeviceUnavailable."""
@@ -43,19 +46,25 @@ def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
 
 def limits(engine: Engine, bundle: Bundle, config: ServiceConfig) -> Limits:
     """What a batch may hold on this engine."""
+    tokens = _batch_tokens(config, engine.device)
     if engine.pool:
-        return PackedBudget(config.max_batch_tokens, engine.pool.blocks, engine.pool.block_tokens)
-    padded = Budget(config.max_batch_tokens, config.max_padding, buckets=engine.buckets)
+        return PackedBudget(tokens, engine.pool.blocks, engine.pool.block_tokens)
+    padded = Budget(tokens, config.max_padding, buckets=engine.buckets)
     if not engine.shares_prefixes:  # then it holds no states
         return replace(padded, share_prefixes=False)
     token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
     return replace(padded, state_tokens=max(1, config.max_state_bytes // token_bytes))
 
 
+def _batch_tokens(config: ServiceConfig, device: str) -> int:
+    return config.max_batch_tokens or BATCH_TOKENS[device]
+
+
 def _on_cuda(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
     if config.variant == PAGED:
         return _paged(bundle, config), TYPICAL
-    buckets = Buckets(bundle.manifest.text.max_tokens, config.max_batch_tokens, config.invariant)
+    tokens = _batch_tokens(config, "cuda")
+    buckets = Buckets(bundle.manifest.text.max_tokens, tokens, config.invariant)
     padded = PaddedEngine(
         bundle, config.variant, "cuda", buckets, config.threads, config.gpu_memory_bytes
     )
@@ -66,5 +75,5 @@ def _paged(bundle: Bundle, config: ServiceConfig) -> PagedEngine:
     paged = PagedEngine.open(
         bundle, "cuda", config.max_state_bytes, config.threads, config.gpu_memory_bytes
     )
-    paged.warm(config.max_batch_tokens)
+    paged.warm(_batch_tokens(config, "cuda"))
     return paged

@@ -13,7 +13,9 @@ from onnx import TensorProto, helper
 
 from service import metrics
 from service.blocks import Pool, bucket
+from service.config import ServiceConfig
 from service.engine import OnnxEngine
+from service.engines import limits
 from service.errors import BundleError
 from service.manifest import Architecture
 from service.metrics import Recorder
@@ -229,3 +231,14 @@ def _summing() -> onnx.ModelProto:
     outputs = [value("reward", [2]), *(value(f"{name}_out_0", [2, 4, 1, 1]) for name in caches)]
     graph = helper.make_graph(nodes, "sums", inputs, outputs, [flat, shape])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "tokens"), [("cpu", 0, 2048), ("cuda", 0, 16_384), ("cuda", 700, 700)]
+)
+def test_a_batch_is_as_large_as_the_device_asks_for_unless_it_is_set(
+    bundle, device: str, asked: int, tokens: int
+) -> None:
+    engine = PagedEngine(lambda feeds: feeds["last_index"], POOL, MAX_TOKENS, device, "numpy")
+    config = ServiceConfig(bundle=bundle.path, max_batch_tokens=asked)
+    assert limits(engine, bundle, config).full_tokens == tokens
