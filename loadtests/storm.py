@@ -9,6 +9,7 @@ event loop, a thread, a connection, a queued row, memory that grows from round t
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import time
@@ -29,9 +30,22 @@ from training.demo.walk import Service, serving
 SETTLE_S = 8.0
 "Ray counts tasks every 5 s, and its metrics are 2 s behind"
 LATER = 500
+LEAVING = 0.25
+"share of the requests whose callers leave before the answer, at least: half of them try"
+PER_CALLER = 0.1
+"threads for each caller that left, from which on gRPC's pools hold something for them"
 GROUPS_EACH = 4
 MEMORY_SLACK = 0.05
 "share by which memory may grow after the first round: the allocators' own variation"
+GRPC_POOLS = (
+    *("grpc_global_tim", "timer_manager", "event_engine", "lifeguard"),
+    *("default-executo", "resolver-execut", "grpcpp_sync_ser"),
+)
+"""Threads of gRPC's own, as the kernel names them. It starts one more whenever more of Ray's
+timers, closures or calls are due at once than threads are idle, at any time and whoever asks ("The
+number of timer threads is always increasing", its timer_manager.cc). Every other pool is whole
+after the warm-up: ours from the start (service/threads.py), the tokenizer's with its first batch.
+"""
 COUNTED_EVERY_S = 5
 "how often Ray counts tasks"
 TASK_COUNTS = 4
@@ -43,6 +57,8 @@ class Left:
 
     tasks: int
     threads: int
+    "but for gRPC's"
+    grpc_threads: int
     connections: int
     queued_rows: int
     queued_tokens: int
@@ -100,9 +116,12 @@ def _left(service: Service, replica: psutil.Process) -> Left:
                 sample.labels.get("component") == "replica"
             )
             values[family.name] += int(sample.value) if ours and sample.name == family.name else 0
+    names = _thread_names(replica)
+    grpc_threads = sum(name in GRPC_POOLS for name in names)
     return Left(
         tasks=values["ray_serve_event_loop_tasks"],
-        threads=replica.num_threads(),
+        threads=len(names) - grpc_threads,
+        grpc_threads=grpc_threads,
         connections=sum(
             connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port < 32000
             for connection in replica.net_connections("tcp")
@@ -111,6 +130,15 @@ def _left(service: Service, replica: psutil.Process) -> Left:
         queued_tokens=values["ray_reward_queue_tokens"],
         memory_mb=replica.memory_info().rss >> 20,
     )
+
+
+def _thread_names(process: psutil.Process) -> list[str]:
+    """As the kernel has them; one that got no name has that of the thread that started it."""
+    names = []
+    for thread in Path(f"/proc/{process.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            names.append((thread / "comm").read_text().strip())
+    return names
 
 
 def replica_of(service: Service) -> psutil.Process:
@@ -144,27 +172,32 @@ def run(bundle: Path, requests: int, rounds: int) -> list[str]:
             states.append(left(service, replica))
             print(f"round {number}: {dict(got)}, {LATER} more: {dict(after)}\n{states[-1]}")
             wrong += _judge(got, after, requests, number)
-    return wrong + _leftovers(states)
+    return wrong + leftovers(states, requests)
 
 
 def _judge(got: Counter, after: Counter, requests: int, number: int) -> list[str]:
     wrong = []
     if set(got) - {"right", "left"} or got["right"] < requests // 2:
         wrong.append(f"round {number}: {dict(got)}")
-    if got["left"] < requests // 4:
+    if got["left"] < requests * LEAVING:
         wrong.append(f"round {number}: only {got['left']} left while they waited: no storm")
     if after != Counter(right=LATER):
         wrong.append(f"round {number}, afterwards: {dict(after)}")
     return wrong
 
 
-def _leftovers(states: Sequence[Left]) -> list[str]:
+def leftovers(states: Sequence[Left], requests: int) -> list[str]:
+    """What there is more of in the last state than in the first; there were so many requests
+    between one state and the next."""
     before, last = asdict(states[0]), asdict(states[-1])
     wrong = [
         f"{name}: {before[name]} before, {last[name]} after"
         for name in ("tasks", "threads", "queued_rows", "queued_tokens")
         if last[name] > before[name]
     ]
+    more = last["grpc_threads"] - before["grpc_threads"]
+    if more >= PER_CALLER * LEAVING * requests * (len(states) - 1):
+        wrong.append(f"gRPC's threads: {more} more")
     if states[-1].memory_mb > states[1].memory_mb * (1 + MEMORY_SLACK):
         wrong.append(f"memory: {states[1].memory_mb} MB after round 1, {states[-1].memory_mb} now")
     return wrong

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TextIO
 
 from grpc_health.v1 import health_pb2
@@ -14,7 +15,7 @@ from ray.serve.context import _get_serve_request_context
 from starlette.types import ASGIApp
 
 from service.config import ServiceConfig
-from service.exporter import Exporter, cluster_page
+from service.exporter import NODES_AT_ONCE, Exporter, cluster_page
 from service.grpc_api import Context, GrpcApi
 from service.http_api import build_http
 from service.journal import Journal
@@ -23,6 +24,7 @@ from service.metrics import Recorder
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.scorer import Scorer
 from service.sigterm import on_sigterm
+from service.threads import started
 
 
 # Requests have a line of ours each, which knows more than Serve's.
@@ -45,12 +47,14 @@ class RewardReplica:
         self._keys = Keys.read(self._config.api_key_file)
         self._grpc = GrpcApi(self._scorer, self._config, self._journal, self._keys)
         self._exporter = Exporter(recorder)  # Serve constructs on the loop it will serve from
+        self._scrapes = started(NODES_AT_ONCE, "metrics")
         self._leaving = threading.Event()
         on_sigterm(self._leaving.set, within_s=self._config.drain_timeout_s)
         gc.freeze()  # what start-up made is never garbage: keeps full collections short
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_http(self._scorer, self._config, self._journal, self._keys, cluster_page)
+        page = partial(cluster_page, self._scrapes)
+        return build_http(self._scorer, self._config, self._journal, self._keys, page)
 
     async def Score(self, request: pb.ScoreRequest, grpc_context: Context) -> pb.ScoreResponse:
         return await self._grpc.score(request, grpc_context)

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import urllib.request
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,6 +20,7 @@ log = logging.getLogger("reward.metrics")
 PERIOD_S = 0.5
 "with Ray's own report interval of 1 s, what happened is on the page within 2 s"
 NODE_TIMEOUT_S = 5
+NODES_AT_ONCE = 4
 
 
 class Exporter:
@@ -48,16 +51,17 @@ class Exporter:
                 self._series[series].observe(value, tags=_tags(series, labels))
 
 
-async def cluster_page() -> bytes:
+async def cluster_page(threads: Executor) -> bytes:
     """The metrics of every live node's agent, each family once. A node that is gone is left out."""
-    nodes = await asyncio.to_thread(ray.nodes)
+    aside = partial(asyncio.get_running_loop().run_in_executor, threads)
+    nodes = await aside(ray.nodes)
     addresses = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in nodes
         if node["Alive"]
     ]
-    pages = await asyncio.gather(*(asyncio.to_thread(_fetch, address) for address in addresses))
-    return await asyncio.to_thread(merge, [page for page in pages if page is not None])
+    pages = await asyncio.gather(*(aside(_fetch, address) for address in addresses))
+    return await aside(merge, [page for page in pages if page is not None])
 
 
 def merge(pages: Iterable[str]) -> bytes:

@@ -14,7 +14,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.score_cache import ScoreCache
 from service.shortage import Shortage
+from service.threads import started
 
 log = logging.getLogger("reward.scheduler")
 
@@ -82,7 +82,7 @@ class Scheduler:
         self._full_line: asyncio.Event | None = None
         "set when a whole batch may be waiting"
         self._loop_task: asyncio.Task[None] | None = None
-        self._workers = ThreadPoolExecutor(1 + engine.ahead, thread_name_prefix="engine")
+        self._workers = started(1 + engine.ahead, "engine")
 
     async def score(
         self,

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,6 +23,7 @@ from service.room import Room
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.text import Encoded, Encoder, Message, Prompt, Truncation
+from service.threads import started
 
 HOPELESS = 0.8
 "share of a deadline that a backlog may take at most: the estimate is of recent batches, and rough"
@@ -87,7 +87,7 @@ class Scorer:
         "waiting for or in the tokenizers"
         self._tokens_per_character = 0.0  # of the latest request
         self._in_flight = 0
-        self._tokenizers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+        self._tokenizers = started(2, "tokenize")
 
     @classmethod
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:

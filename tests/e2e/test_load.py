@@ -27,3 +27,34 @@ def test_a_reward_that_is_off_by_one_bit_fails_the_load(
 def test_callers_that_leave_take_nothing_with_them_and_leave_nothing(bundle: Bundle) -> None:
     """`python -m loadtests.storm` in small: one round of 400 requests."""
     assert storm.run(bundle.path, requests=400, rounds=1) == []
+
+
+HELD = storm.Left(
+    tasks=17,
+    threads=26,
+    grpc_threads=13,
+    connections=1,
+    queued_rows=0,
+    queued_tokens=0,
+    memory_mb=300,
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "leak"),
+    [
+        ({}, False),
+        ({"threads": 1}, True),
+        ({"tasks": 1}, True),
+        ({"queued_rows": 1}, True),
+        ({"queued_tokens": 1}, True),
+        ({"grpc_threads": 3}, False),
+        ({"grpc_threads": 10}, True),
+    ],
+)
+def test_one_thing_that_stays_is_a_leak_and_a_pool_of_grpc_that_grows_is_not(
+    more: dict[str, int], leak: bool
+) -> None:
+    """Ten threads of gRPC's are one for every ten callers that left."""
+    after = replace(HELD, **{name: getattr(HELD, name) + count for name, count in more.items()})
+    assert bool(storm.leftovers([HELD, after], requests=400)) == leak
