@@ -62,7 +62,7 @@ def _version(name: str) -> str:
 
 
 def save(prefix: Path, result: dict[str, Any]) -> None:
-    """PREFIX.json; after every model, so that a run which is stopped leaves what it has."""
+    """PREFIX.json; after every part, so that a run which is stopped leaves what it has."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     prefix.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -105,7 +105,9 @@ def _print(result: dict[str, Any]) -> None:
         console.print(
             f"{measured['model']} {measured['system']}: {measured['same_bits']:.2%} of "
             f"{measured['rows']} rewards in {measured['runs']} random batches have the bits they "
-            f"have alone, the furthest is {measured['largest_ulp']} ULP away; {measured['ulp']}"
+            f"have alone, the furthest is {measured['largest_ulp']} ULP and "
+            f"{measured['largest_distance'] / measured['reward_std']:.2g} of their standard "
+            f"deviation away; {measured['ulp']}"
         )
     for note in (*result["notes"], *(f"FAILED {each}" for each in result["failed"])):
         console.print(note)
