@@ -68,7 +68,9 @@ class FusedDecoder(nn.Module):
 
 class FusedLayer(nn.Module):
     """The modules of one layer. Without norms of queries and keys, its three first products are
-    one; with them, norms come before the operator, whose kernel for both is slower than two."""
+    one. With them, norms come before the operator: inside, its kernel takes as long as the two
+    (311 us; 230 and 80 on an H200), and golden scores are further from torch's.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

@@ -79,8 +79,8 @@ PACKED = {
     "llama-biased": LlamaConfig(**_GROUPED, head_dim=8, attention_bias=True, mlp_bias=True),
     "llama-yarn": LlamaConfig(**_GROUPED, head_dim=16, rope_parameters=_YARN),
 }
-"""what else a decoder that is packed may have; its norms and biases are noise, since a fresh model's
-are all 1 and all 0, and nobody would see one left out or taken for another"""
+"""what else a decoder that is packed may have; its norms and biases are noise, since a fresh
+model's are all 1 and all 0, and nobody would see one left out or taken for another"""
 
 
 def tiny(family: str) -> AnyRewardModel:
