@@ -6,8 +6,9 @@ shared block's end, is each row's own segment, so up to one block of a shared be
 with every row. Sharing has as many levels as the rows have: a system prompt, prompts behind it.
 
 One run computes all segments: PagedAttention writes every token's keys and values before any is
-attended to. So its CUDA source launches them (paged_attention_impl.cu); no document promises it.
-Where it does not hold, a run per level does: an earlier run then wrote what a segment reads.
+attended to. So its CUDA source launches them (paged_attention_impl.cu), and so it was with ONNX
+Runtime 1.31.1 on an H200 (README, GPU: parity); no document promises it. Where it does not hold, a
+run per level does: an earlier run then wrote what a segment reads.
 """
 
 from collections.abc import Iterator, Sequence

@@ -72,7 +72,8 @@ class PaddedEngine:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            self._bindings.clear()
+            with self._turn:  # another thread may be at its batch
+                self._bindings.clear()
             raise MemoryError(str(error)) from error
         return rewards  # (B,)
 

@@ -47,7 +47,7 @@ class PagedEngine:
 
     The pool's blocks are scratch: a run needs none that an earlier batch left, and no states are
     kept between batches. one_run: all levels of sharing in one run of the graph, or each in its
-    own. Rewards depend in their last bits on what shares the run.
+    own. Rewards may depend in their last bits on what shares the run (README, GPU: invariance).
     """
 
     shares_prefixes = True

@@ -148,13 +148,14 @@ def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle
 def _allow_windows(model: AnyRewardModel, max_tokens: int) -> None:
     """A decoder's sliding window that no row reaches cuts nothing: take it away.
 
-    A narrower one stays, and the graph refuses it.
+    A narrower one stays, and the graph refuses it. Where layers know their own window, the
+    configuration keeps its: transformers makes their masks by it.
     """
     window = getattr(model.config, "sliding_window", None)
     if model.kind == "causal" and window is not None and window >= max_tokens:
-        for module in (model.config, *model.modules()):
-            if getattr(module, "sliding_window", None) is not None:
-                module.sliding_window = None
+        layers = [each for each in model.modules() if getattr(each, "sliding_window", None)]
+        for owner in layers or [model.config]:
+            owner.sliding_window = None
 
 
 def golden_rows(source: Source, completions: Completions) -> list[GoldenRow]:

@@ -16,7 +16,8 @@ layer whose queries are two tokens of each row while its keys are of all of them
 operator does not take. Here transformers' attention interface emits the operator itself, as it
 emits ONNX's Attention in training/graph.py. For the same reason the last layer's attention runs
 over all tokens; what follows it, three quarters of that layer's weights in Qwen3-0.6B, runs over
-the rows' last tokens alone.
+the rows' last tokens alone. Decoders of Llama's kind are written in fewer operators instead
+(training/paged_decoder.py).
 """
 
 import math

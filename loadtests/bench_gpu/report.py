@@ -62,7 +62,7 @@ def _version(name: str) -> str:
 
 
 def save(prefix: Path, result: dict[str, Any]) -> None:
-    """PREFIX.json; after every model, so that a run which is stopped leaves what it has."""
+    """PREFIX.json; after every part, so that a run which is stopped leaves what it has."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     prefix.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -105,7 +105,9 @@ def _print(result: dict[str, Any]) -> None:
         console.print(
             f"{measured['model']} {measured['system']}: {measured['same_bits']:.2%} of "
             f"{measured['rows']} rewards in {measured['runs']} random batches have the bits they "
-            f"have alone, the furthest is {measured['largest_ulp']} ULP away; {measured['ulp']}"
+            f"have alone, the furthest is {measured['largest_ulp']} ULP and "
+            f"{measured['largest_distance'] / measured['reward_std']:.2g} of their standard "
+            f"deviation away; {measured['ulp']}"
         )
     for note in (*result["notes"], *(f"FAILED {each}" for each in result["failed"])):
         console.print(note)
@@ -124,7 +126,7 @@ def _plot(file: Path, result: dict[str, Any]) -> None:
         left = [place + (i - (len(systems) - 1) / 2) * width for place in at]
         shares = [row["of_ceiling"] for row in own]
         bars = axes.bar(left, shares, width * 0.95, label=system, color=COLOURS[i % len(COLOURS)])
-        axes.bar_label(bars, [f"{r['pairs_per_s']:.0f}/s" for r in own], fontsize=6, padding=2)
+        axes.bar_label(bars, [_rate(row["pairs_per_s"]) for row in own], fontsize=6, padding=2)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(places)), [f"{model}\n{workload}" for model, workload in places])
     axes.set_ylabel("useful FLOP over the measured ceiling,\nevery distinct prefix computed once")
@@ -132,3 +134,7 @@ def _plot(file: Path, result: dict[str, Any]) -> None:
     axes.legend(fontsize=7, frameon=False)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
+
+
+def _rate(pairs_per_s: float) -> str:
+    return f"{pairs_per_s:.{0 if pairs_per_s >= 100 else 1}f}/s"

@@ -50,6 +50,7 @@ def _run(arguments: argparse.Namespace) -> None:
     cuda = arguments.device == "cuda"
     names = _some(arguments.models, models.MODELS, "--models")
     now = datetime.datetime.now(datetime.UTC)
+    kind = "bench-gpu" if cuda else "bench-gpu-cpu-self-test"
     b = Bench(
         arguments.device,
         _some(
@@ -59,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.quick,
         arguments.budget or (16_384 if cuda else 1024),
         arguments.room,
+        arguments.out / f"{kind}-{now:%Y-%m-%d-%H%M}",
         {
             "date": f"{now:%Y-%m-%d %H:%M} UTC",
             "command": " ".join(["python -m loadtests.bench_gpu.run", *sys.argv[1:]]),
@@ -70,10 +72,8 @@ def _run(arguments: argparse.Namespace) -> None:
             "notes": [] if cuda else [report.NO_GPU],
         },
     )
-    kind = "bench-gpu" if cuda else "bench-gpu-cpu-self-test"
-    prefix = arguments.out / f"{kind}-{now:%Y-%m-%d-%H%M}"
-    bench(b, names, prefix)
-    report.write(prefix, b.result)
+    bench(b, names)
+    report.write(b.prefix, b.result)
     if b.result["failed"]:
         sys.exit("bench-gpu: not all of it ran: " + "; ".join(b.result["failed"]))
 

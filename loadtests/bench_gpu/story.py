@@ -39,6 +39,8 @@ class Bench:
     quick: bool
     budget: int
     room: Path
+    prefix: Path
+    "of the files that the result is written to"
     result: dict[str, Any]
     rewards: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     "of a model's first rows, by model and system"
@@ -76,8 +78,8 @@ class Asked:
         return [row for request in self.requests for row in request]
 
 
-def bench(b: Bench, names: Sequence[str], prefix: Path) -> None:
-    """Everything, into the result; saved after every model."""
+def bench(b: Bench, names: Sequence[str]) -> None:
+    """Everything, into the result."""
     found = ceilings.ceilings(b.device)
     ceilings.release(b.device)
     b.result["ceilings"] = asdict(found)
@@ -85,8 +87,6 @@ def bench(b: Bench, names: Sequence[str], prefix: Path) -> None:
     for name in names:
         for variant in b.variants:
             _try(b, f"{name} {variant}", lambda name=name, variant=variant: _one(b, name, variant))
-            b.result["seconds"] = time.perf_counter() - b.result["started"]
-            report.save(prefix, b.result)
 
 
 def _one(b: Bench, name: str, variant: str) -> None:
@@ -109,11 +109,14 @@ def _one(b: Bench, name: str, variant: str) -> None:
 
 
 def _try(b: Bench, what: str, part: Callable[[], None]) -> None:
+    """Whatever comes of it, what there is is saved: a run may be stopped at any time."""
     try:
         part()
     except Exception as error:
         traceback.print_exc()
         b.result["failed"].append(f"{what}: {type(error).__name__}: {error}")
+    b.result["seconds"] = time.perf_counter() - b.result["started"]
+    report.save(b.prefix, b.result)
 
 
 def _alone(b: Bench, name: str, variant: str, bundle: Bundle, asked: list[Asked]) -> None:

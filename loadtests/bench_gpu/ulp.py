@@ -47,17 +47,19 @@ def in_company(
     """Rows alone against the same rows in `runs` random batches of 1 to 32 of them."""
     random = np.random.default_rng(0)
     alone = np.concatenate([engine.run([row]) for row in rows])
-    distances = []
+    distances, moved = [], 0.0
     for _ in range(runs):
         chosen = random.permutation(len(rows))[: random.integers(1, min(33, len(rows) + 1))]
         together = engine.run([rows[i] for i in chosen], prefix_tokens)
         distances.append(ulp_distance(together, alone[chosen]))
+        moved = max(moved, float(np.abs(together - alone[chosen]).max()))
     every = np.concatenate(distances)
     return {
         "rows": len(every),
         "runs": runs,
         "same_bits": float((every == 0).mean()),
         "largest_ulp": int(every.max()),
+        "largest_distance": moved,  # units of the last place say little near 0
         "ulp": histogram(every),
         "reward_std": float(alone.std()),
     }

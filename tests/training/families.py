@@ -66,17 +66,36 @@ ENCODERS = {
     ),
 }
 FAMILIES = {**DECODERS, **ENCODERS}
+_LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+PACKED = {
+    "qwen2-biased": Qwen2Config(**{**_GROUPED, "hidden_size": 64}),
+    "qwen3-biased": Qwen3Config(**_GROUPED, head_dim=16, attention_bias=True),
+    "mistral-0.3": MistralConfig(**_GROUPED, head_dim=16, sliding_window=None, hidden_act="gelu"),
+    "llama-3.1": LlamaConfig(**_GROUPED, head_dim=16, rope_parameters=_LLAMA_3),
+    "llama-biased": LlamaConfig(**_GROUPED, head_dim=8, attention_bias=True, mlp_bias=True),
+    "llama-yarn": LlamaConfig(**_GROUPED, head_dim=16, rope_parameters=_YARN),
+}
+"""what else a decoder that is packed may have; its norms and biases are noise, since a fresh
+model's are all 1 and all 0, and nobody would see one left out or taken for another"""
 
 
 def tiny(family: str) -> AnyRewardModel:
     torch.manual_seed(0)
-    config = FAMILIES[family].__class__.from_dict(FAMILIES[family].to_dict())
+    known = {**FAMILIES, **PACKED}[family]
+    config = known.__class__.from_dict(known.to_dict())
     config.num_labels = 1
-    if family in DECODERS:
+    if family not in ENCODERS:
         model: AnyRewardModel = RewardModel(AutoModel.from_config(config)).eval()
     else:
         model = EncoderRewardModel(AutoModelForSequenceClassification.from_config(config)).eval()
         begin_head(model.score)
     with torch.no_grad():  # spread the rewards, or rank flips could hide in their closeness
         model.score.weight *= 20
+        if family in PACKED:
+            for vector in (each for each in model.backbone.parameters() if each.dim() == 1):
+                vector.add_(torch.randn_like(vector), alpha=0.2)
     return model

@@ -17,18 +17,20 @@ from service.errors import BundleError, DeviceUnavailable, TrainingError
 from service.paged_engine import PagedEngine
 from service.scorer import Scorer
 from tests.service.paged_reference import ReferenceRunner
-from tests.training.families import DECODERS, MAX_TOKENS, tiny
+from tests.training.families import DECODERS, MAX_TOKENS, PACKED, tiny
 from tests.training.paged import MEAN, packed
 from training import paged
 from training.__main__ import app
 from training.export import export
 from training.foreign import export_foreign
+from training.paged_decoder import is_fusible
 from training.paged_graph import export_paged_graph
 from training.predict import predict
 from training.rounding import rounded
 from training.run import Run
 
 FAMILIES = ("qwen3", "llama", "gemma", "gpt_neox")
+FUSED = ("qwen3", "qwen2", "llama", "mistral")
 RMS = 0.01
 """of the rewards' standard deviation: bf16 rounds by 2**-9 of a number at most, 0.0011 on average,
 and a few dozen roundings follow each other in three layers; 0.004 to 0.008 seen"""
@@ -122,6 +124,35 @@ def test_rewards_in_bf16_are_torchs_in_bf16_and_near_those_in_fp32(graph) -> Non
         off = np.abs(got - other) / exact.std()
         assert np.sqrt((off**2).mean()) <= RMS and off.max() <= 4 * RMS
     assert spearmanr(got, exact).statistic >= 0.999
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_biases_norms_and_rotations_are_those_of_torch(family: str, tmp_path) -> None:
+    """In fp32, over rows up to the last position, alone and behind a shared prompt."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(3, 800, 40).tolist()
+    rows = [[*prompt, *rng.integers(3, 800, n).tolist()] for n in (1, 17, MAX_TOKENS - 40)]
+    rows += [rng.integers(3, 800, n).tolist() for n in (2, 50, MAX_TOKENS)]
+    file = packed(family, tmp_path / "fp32", torch.float32)
+    got = PagedEngine(ReferenceRunner(file, POOL), POOL, MAX_TOKENS, "cpu", "numpy").run(rows)
+    assert np.abs(got - (predict(tiny(family), rows) - MEAN)).max() <= 1e-4
+
+
+def test_what_the_fused_operators_cannot_rotate_is_left_to_transformers() -> None:
+    assert [family for family in PACKED if not is_fusible(tiny(family))] == ["llama-yarn"]
+    assert [each for each in DECODERS if is_fusible(tiny(each))] == list(FUSED)
+    partly = tiny("llama")
+    partly.backbone.rotary_emb.inv_freq = partly.backbone.rotary_emb.inv_freq[:4]
+    assert not is_fusible(partly)
+
+
+@pytest.mark.parametrize("family", ["mistral-0.3", "qwen2-biased"])
+def test_a_sliding_window_is_refused_by_fused_layers_too(family: str, tmp_path) -> None:
+    model = tiny(family)
+    owner = model.config if family.startswith("mistral") else model.backbone.layers[1].self_attn
+    owner.sliding_window = 8
+    with pytest.raises(TrainingError, match="sliding_window=8, which is not exported"):
+        export_paged_graph(rounded(model), 0.0, tmp_path / "paged.onnx")
 
 
 def test_the_same_weights_give_the_same_file(graph, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from transformers import AutoModel, Qwen2Config
 
 from service.buckets import Buckets
 from service.bundle import Bundle
@@ -14,6 +15,7 @@ from service.text import Message
 from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS
 from tests.training.paged import MEAN, source
 from training.export import TOLERANCE, write_bundle
+from training.model import RewardModel
 from training.predict import predict
 from training.run import Run
 
@@ -44,6 +46,19 @@ def test_every_length_agrees_and_no_rank_flips(pair) -> None:
     got = np.concatenate([engine.run(rows[i : i + 5]) for i in range(0, len(rows), 5)])
     assert np.abs(got - expected).max() <= TOLERANCE["fp32"]
     assert (np.argsort(got) == np.argsort(expected)).all()
+
+
+def test_a_window_of_some_layers_that_no_row_reaches_cuts_nothing(run: Run, tmp_path) -> None:
+    """Qwen's layers know their window, where Mistral's read the configuration's."""
+    sizes = DECODERS["qwen2"].to_dict() | {"layer_types": None}
+    windows = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 1}
+    config = Qwen2Config.from_dict(sizes | windows)
+    assert config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+    model = RewardModel(AutoModel.from_config(config)).eval()
+    rows = [list(range(5, 5 + length)) for length in (3, 40, MAX_TOKENS)]
+    expected = predict(model, rows) - np.float32(MEAN)
+    bundle = write_bundle(tmp_path, source("qwen2", run, model), run.reference())
+    assert np.abs(_engine(bundle).run(rows) - expected).max() <= TOLERANCE["fp32"]
 
 
 def test_fixed_shapes_give_the_same_rewards(pair) -> None:
