@@ -1,5 +1,6 @@
 """`make load` in small: a right service passes, a single wrong bit does not."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,7 @@ def test_callers_that_leave_take_nothing_with_them_and_leave_nothing(bundle: Bun
 
 HELD = storm.Left(
     tasks=17,
-    threads=26,
-    grpc_threads=13,
+    threads=Counter({"ray::IDLE": 11, "event_engine": 7}),
     connections=1,
     queued_rows=0,
     queued_tokens=0,
@@ -44,17 +44,20 @@ HELD = storm.Left(
     ("more", "leak"),
     [
         ({}, False),
-        ({"threads": 1}, True),
+        ({"ray::IDLE": 1}, True),
+        ({"a new one": 1}, True),
         ({"tasks": 1}, True),
         ({"queued_rows": 1}, True),
         ({"queued_tokens": 1}, True),
-        ({"grpc_threads": 3}, False),
-        ({"grpc_threads": 10}, True),
+        ({"event_engine": 3}, False),
+        ({"event_engine": 5, "timer_manager": 5}, True),
     ],
 )
 def test_one_thing_that_stays_is_a_leak_and_a_pool_of_grpc_that_grows_is_not(
     more: dict[str, int], leak: bool
 ) -> None:
     """Ten threads of gRPC's are one for every ten callers that left."""
-    after = replace(HELD, **{name: getattr(HELD, name) + count for name, count in more.items()})
+    counts = {name: getattr(HELD, name) + more[name] for name in more if hasattr(HELD, name)}
+    threads = HELD.threads + Counter({name: more[name] for name in more.keys() - counts.keys()})
+    after = replace(HELD, threads=threads, **counts)
     assert bool(storm.leftovers([HELD, after], requests=400)) == leak
