@@ -122,6 +122,8 @@ def search(run: Callable[..., np.ndarray], options: argparse.Namespace) -> dict:
         {"learning_rate": rate, "groups_per_step": step}
         for step, rate in itertools.product(options.steps, options.rates)
     ]
+    if len(tried) == 1:
+        return tried[0]
     found = side_by_side(lambda settings: accuracy(run(**settings)), tried, options.jobs)
     for settings, value in zip(tried, found, strict=True):
         print(json.dumps({**settings, "search_accuracy": round(100 * value, 2)}), flush=True)
@@ -176,7 +178,7 @@ def trl(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         if options.hh:
             splits = list(folds(options.hh))
-            text = Text(max_prompt_tokens=384, max_response_tokens=256)
+            text = _limits(options)
         else:
             splits = [demo_split(Path(name), options.prompts)]
             text = Text(max_prompt_tokens=128, max_response_tokens=128)
@@ -232,11 +234,16 @@ def _report(seed: int, fold: int, settings: dict, counts: dict[str, list]) -> No
     }), flush=True)  # fmt: skip
 
 
+def _limits(options: argparse.Namespace, **more: Path) -> Text:
+    return Text(
+        max_prompt_tokens=options.prompt_tokens,
+        max_response_tokens=options.response_tokens,
+        **more,
+    )
+
+
 def encoder(options: argparse.Namespace) -> None:
-    text = Text(
-        max_prompt_tokens=options.prompt_tokens, max_response_tokens=options.response_tokens,
-        template=TEMPLATE,
-    )  # fmt: skip
+    text = _limits(options, template=TEMPLATE)
     counts, shorter = [], []
     for fold, (train, held_out) in enumerate(folds(options.hh)):
         if options.fold not in (None, fold):
