@@ -1,6 +1,7 @@
 """Accuracy on held-out choices: against TRL, over epochs, and of a pretrained encoder.
 
     python -m loadtests.training_quality epochs                        1, 3, 10 epochs, demo data
+    python -m loadtests.training_quality steps --steps 8 2             prompts per step and rates
     python -m loadtests.training_quality trl --trl trl/bin/python      demo data, 3 seeds
     python -m loadtests.training_quality trl --trl ... --hh FILE       5 folds by first turn
     python -m loadtests.training_quality encoder --hh FILE --model DIR [--fold N]
@@ -126,7 +127,7 @@ def search(run: Callable[..., np.ndarray], options: argparse.Namespace) -> dict:
         return tried[0]
     found = side_by_side(lambda settings: accuracy(run(**settings)), tried, options.jobs)
     for settings, value in zip(tried, found, strict=True):
-        print(json.dumps({**settings, "search_accuracy": round(100 * value, 2)}), flush=True)
+        print(json.dumps({**settings, "accuracy": round(100 * value, 2)}), flush=True)
     return tried[int(np.argmax(found))]
 
 
@@ -159,10 +160,8 @@ def folds(file: Path) -> Iterable[tuple[list[Group], list[Group]]]:
 def epochs(options: argparse.Namespace) -> None:
     """The last weights of each run, not its best checkpoint: what more epochs do."""
     with tempfile.TemporaryDirectory() as name:
-        train, held_out = demo_split(Path(name), options.prompts)
-        text, base = Text(max_prompt_tokens=128, max_response_tokens=128), Path(name) / "base"
-        make_base(train, SCRATCH, text, base, 0)
-        known, unseen = encode(base, text, train), encode(base, text, held_out)
+        split, base = demo_split(Path(name), options.prompts), Path(name) / "base"
+        known, unseen = prepare(split, Text(max_prompt_tokens=128, max_response_tokens=128), base)
         for n in (1, 3, 10):
             run_seed = partial(score, "ours", sys.executable, base, known, known[:300] + unseen,
                                epochs=n, learning_rate=2e-3)  # fmt: skip
@@ -172,6 +171,14 @@ def epochs(options: argparse.Namespace) -> None:
             print(json.dumps({"epochs": n, "train": round(100 * accuracy(seen), 2),
                               "held_out": round(100 * accuracy(new), 2),
                               "held_out_95": interval(new)}), flush=True)  # fmt: skip
+
+
+def steps(options: argparse.Namespace) -> None:
+    """One epoch of ours on the demo data, by prompts per step and learning rate."""
+    with tempfile.TemporaryDirectory() as name:
+        split, base = demo_split(Path(name), options.prompts), Path(name) / "base"
+        known, unseen = prepare(split, Text(max_prompt_tokens=128, max_response_tokens=128), base)
+        search(partial(score, "ours", sys.executable, base, known, unseen), options)
 
 
 def trl(options: argparse.Namespace) -> None:
@@ -265,7 +272,7 @@ def encoder(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["epochs", "trl", "encoder"])
+    parser.add_argument("what", choices=["epochs", "steps", "trl", "encoder"])
     parser.add_argument("--trl", help="the python of an environment with trl==1.16.0")
     parser.add_argument("--hh", type=Path)
     parser.add_argument("--model", type=Path)
@@ -282,7 +289,7 @@ def main() -> None:
     parser.add_argument("--response-tokens", type=int, default=256)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // options.jobs))
-    {"epochs": epochs, "trl": trl, "encoder": encoder}[options.what](options)
+    {"epochs": epochs, "steps": steps, "trl": trl, "encoder": encoder}[options.what](options)
 
 
 if __name__ == "__main__":
