@@ -34,6 +34,9 @@ def main(path: str) -> None:
         max_batch_tokens=job["max_batch_tokens"],
     )
     model = begin(Path(job["model"]))
+    if job["head"] is not None:
+        with torch.no_grad():
+            model.score.weight.copy_(torch.tensor([job["head"]]))
     steps = schedule(len(train), settings.groups_per_step, settings.epochs, job["seed"])
     arguments = _arguments(settings, len(steps), Path(tempfile.mkdtemp()), job["seed"])
     arguments.eval_strategy = arguments.save_strategy = "no"

@@ -56,16 +56,23 @@ def groups(prompts: int, k: int, seed: int = 0) -> list[dict]:
     return found
 
 
-def job(model: Path, train: list[dict], max_batch_tokens: int, **changes: object) -> dict:
+def job(
+    model: Path,
+    train: list[dict],
+    max_batch_tokens: int,
+    groups_per_step: int = PROMPTS_PER_STEP,
+    **changes: object,
+) -> dict:
     """Both sides' settings: TRL's pairs per pass are as many as its longest rows leave room for."""
     longest = max(len(row) for group in train for row in group["rows"])
     pairs = sum(len(group["comparisons"]) for group in train) / len(train)
     per_pass = max(1, max_batch_tokens // (2 * longest))
     return {
         "model": str(model), "train": train, "eval": [], "seed": 0, "epochs": 1,
+        "head": None, "order": None,  # None: each side's own
         "learning_rate": 1e-4, "max_batch_tokens": max_batch_tokens,
-        "groups_per_step": PROMPTS_PER_STEP, "pairs_per_pass": per_pass,
-        "passes_per_step": max(1, round(pairs * PROMPTS_PER_STEP / per_pass)), **changes,
+        "groups_per_step": groups_per_step, "pairs_per_pass": per_pass,
+        "passes_per_step": max(1, round(pairs * groups_per_step / per_pass)), **changes,
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Accuracy on held-out choices: against TRL, over epochs, and of a pretrained encoder.
 
     python -m loadtests.training_quality epochs                        1, 3, 10 epochs, demo data
+    python -m loadtests.training_quality steps --steps 8 2             prompts per step and rates
     python -m loadtests.training_quality trl --trl trl/bin/python      demo data, 3 seeds
     python -m loadtests.training_quality trl --trl ... --hh FILE       5 folds by first turn
     python -m loadtests.training_quality encoder --hh FILE --model DIR [--fold N]
@@ -8,24 +9,32 @@
 Both sides see the same prompts and take as many tokens through the model: TRL one epoch over all
 pairs, in which a prompt of K completions has C(K,2) pairs and each completion comes K - 1 times;
 we as many epochs as that is worth, one on plain pairs. --equal epochs gives us one always, a sixth
-of TRL's computing on the demo data. Each side searches its learning rate on a part of its training
-data of seed 0 (fold 0). Accuracy is over all comparisons, a tie counts one half; intervals are the
-bootstrap's over prompts, of the difference where two sides are compared on the same prompts.
+of TRL's computing on the demo data. Each side searches its learning rate, and its step in prompts
+where --steps gives several, on a part of its training data of seed 0 (fold 0). On the plain
+pairs of HH both begin with the same head and see the pairs in the same order. Accuracy is over all
+comparisons, a tie counts one half; intervals are the bootstrap's over prompts, of the difference
+where two sides are compared on the same prompts.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from loadtests.training_bench import job, run
+from loadtests.training_bench import PROMPTS_PER_STEP, job, run
 from service.text import Encoder
+from training.batches import schedule
 from training.config import Scratch, Text
 from training.data import Group, read_groups
 from training.demo.data import write
@@ -79,25 +88,47 @@ def interval(counts: np.ndarray, other: np.ndarray | None = None) -> tuple[float
     return round(float(low), 2), round(float(high), 2)
 
 
+def same_start(base: Path, pairs: Sequence[dict], seed: int = 0, **_: object) -> dict:
+    """A head and an order of plain pairs for both sides: what differs then is the trainers."""
+    size = json.loads((base / "config.json").read_text())["hidden_size"]
+    head = np.random.default_rng(seed).normal(0, (size + 1) ** -0.5, size)
+    steps = schedule(len(pairs), PROMPTS_PER_STEP, 1, seed)
+    return {
+        "head": head.tolist(), "order": list(itertools.chain(*steps)),
+        "pairs_per_pass": 2, "passes_per_step": PROMPTS_PER_STEP // 2,
+    }  # fmt: skip
+
+
 def score(
-    worker: str, python: str, model: Path, train: list, held_out: list, **changes
+    worker: str, python: str, model: Path, train: list, held_out: list, same=False, **changes
 ) -> np.ndarray:
+    changes |= same_start(model, train, **changes) if same else {}
     wanted = job(model, train, 4096, eval=held_out, **changes)
     return correct(held_out, run(worker, python, wanted)["rewards"])
 
 
-def best_rate(worker: str, python: str, model: Path, train: list, epochs: int) -> float:
-    """On a quarter of the training prompts."""
-    cut = len(train) * 3 // 4
-    settings = {"epochs": epochs}
-    found = {
-        rate: accuracy(
-            score(worker, python, model, train[:cut], train[cut:], learning_rate=rate, **settings)
-        )
-        for rate in RATES
-    }
-    print(json.dumps({"search": worker, "accuracy_by_rate": found}), flush=True)
-    return max(found, key=lambda rate: found[rate])
+def side_by_side(run: Callable, arguments: Iterable, jobs: int) -> list:
+    """Training runs, `jobs` at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(run, arguments))
+
+
+def by_seed(run: Callable[..., np.ndarray], options: argparse.Namespace) -> list[np.ndarray]:
+    return side_by_side(lambda seed: run(seed=seed), range(options.seeds), options.jobs)
+
+
+def search(run: Callable[..., np.ndarray], options: argparse.Namespace) -> dict:
+    """The learning rate and the prompts per step with the highest accuracy."""
+    tried = [
+        {"learning_rate": rate, "groups_per_step": step}
+        for step, rate in itertools.product(options.steps, options.rates)
+    ]
+    if len(tried) == 1:
+        return tried[0]
+    found = side_by_side(lambda settings: accuracy(run(**settings)), tried, options.jobs)
+    for settings, value in zip(tried, found, strict=True):
+        print(json.dumps({**settings, "accuracy": round(100 * value, 2)}), flush=True)
+    return tried[int(np.argmax(found))]
 
 
 def epochs_worth(groups: Sequence[dict]) -> int:
@@ -129,16 +160,12 @@ def folds(file: Path) -> Iterable[tuple[list[Group], list[Group]]]:
 def epochs(options: argparse.Namespace) -> None:
     """The last weights of each run, not its best checkpoint: what more epochs do."""
     with tempfile.TemporaryDirectory() as name:
-        train, held_out = demo_split(Path(name), options.prompts)
-        text, base = Text(max_prompt_tokens=128, max_response_tokens=128), Path(name) / "base"
-        make_base(train, SCRATCH, text, base, 0)
-        known, unseen = encode(base, text, train), encode(base, text, held_out)
+        split, base = demo_split(Path(name), options.prompts), Path(name) / "base"
+        known, unseen = prepare(split, Text(max_prompt_tokens=128, max_response_tokens=128), base)
         for n in (1, 3, 10):
-            scored = [
-                score("ours", sys.executable, base, known, known[:300] + unseen, epochs=n,
-                      learning_rate=2e-3, seed=seed)
-                for seed in range(options.seeds)
-            ]  # fmt: skip
+            run_seed = partial(score, "ours", sys.executable, base, known, known[:300] + unseen,
+                               epochs=n, learning_rate=2e-3)  # fmt: skip
+            scored = by_seed(run_seed, options)
             seen, new = (np.mean([s[part] for s in scored], 0) for part in
                          (slice(0, 300), slice(300, None)))  # fmt: skip
             print(json.dumps({"epochs": n, "train": round(100 * accuracy(seen), 2),
@@ -146,50 +173,84 @@ def epochs(options: argparse.Namespace) -> None:
                               "held_out_95": interval(new)}), flush=True)  # fmt: skip
 
 
+def steps(options: argparse.Namespace) -> None:
+    """One epoch of ours on the demo data, by prompts per step and learning rate."""
+    with tempfile.TemporaryDirectory() as name:
+        split, base = demo_split(Path(name), options.prompts), Path(name) / "base"
+        known, unseen = prepare(split, Text(max_prompt_tokens=128, max_response_tokens=128), base)
+        search(partial(score, "ours", sys.executable, base, known, unseen), options)
+
+
 def trl(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         if options.hh:
             splits = list(folds(options.hh))
-            text = Text(max_prompt_tokens=384, max_response_tokens=256)
+            text = _limits(options)
         else:
             splits = [demo_split(Path(name), options.prompts)]
             text = Text(max_prompt_tokens=128, max_response_tokens=128)
-        sides = {"ours": sys.executable, "trl": options.trl}
-        rates: dict[str, float] = {}
-        counts: dict[str, list] = {side: [] for side in sides}
-        for fold, (train, held_out) in enumerate(splits):
-            base = Path(name) / f"base-{fold}"
-            make_base(train, SCRATCH, text, base, 0)
-            known, unseen = encode(base, text, train), encode(base, text, held_out)
-            worth = epochs_worth(known) if options.equal == "tokens" else 1
-            for side, python in sides.items():
-                epochs = worth if side == "ours" else 1
-                rates.setdefault(side, 0.0)
-                rates[side] = rates[side] or best_rate(side, python, base, known, epochs)
-                settings = {"learning_rate": rates[side], "epochs": epochs}
-                scored = [
-                    score(side, python, base, known, unseen, seed=seed, **settings)
-                    for seed in range(options.seeds)
-                ]
-                counts[side].append(np.mean(scored, 0))
-            _report(fold, rates, {side: np.concatenate(c) for side, c in counts.items()})
+        bases = [Path(name) / f"base-{i}" for i in range(len(splits))]
+        parts = prepared(splits, text, bases, options.jobs)
+        worth = epochs_worth(parts[0][0]) if options.equal == "tokens" else 1
+        run_side = {
+            "ours": partial(score, "ours", sys.executable, epochs=worth, same=bool(options.hh)),
+            "trl": partial(score, "trl", options.trl, epochs=1, same=bool(options.hh)),
+        }
+        settings = {}
+        for side, run_one in run_side.items():
+            print(json.dumps({"search": side}), flush=True)
+            known, cut = parts[0][0], len(parts[0][0]) * 3 // 4
+            part = partial(run_one, bases[0], known[:cut], known[cut:])
+            settings[side] = search(part, options)
+        counts: dict[str, list] = {side: [[] for _ in splits] for side in run_side}
+        for seed, fold in itertools.product(range(options.seeds), range(len(splits))):
+            run_both = [
+                partial(one, bases[fold], *parts[fold], seed=seed, **settings[side])
+                for side, one in run_side.items()
+            ]
+            both = side_by_side(lambda run_one: run_one(), run_both, options.jobs)
+            for side, found in zip(run_side, both, strict=True):
+                counts[side][fold].append(found)
+            _report(seed, fold, settings, counts)
 
 
-def _report(fold: int, rates: dict, counts: dict[str, np.ndarray]) -> None:
-    ours, theirs = counts["ours"], counts["trl"]
+def prepared(
+    splits: Sequence[tuple[list, list]], text: Text, bases: Sequence[Path], jobs: int
+) -> list[tuple[list, list]]:
+    """A base model of each training part; both parts encoded by its tokenizer."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(prepare, splits, itertools.repeat(text), bases))
+
+
+def prepare(split: tuple[list, list], text: Text, base: Path) -> tuple[list, list]:
+    make_base(split[0], SCRATCH, text, base, 0)
+    return encode(base, text, split[0]), encode(base, text, split[1])
+
+
+def _report(seed: int, fold: int, settings: dict, counts: dict[str, list]) -> None:
+    """Of what has run so far: the seeds of a fold averaged, the folds pooled."""
+    ours, theirs = (
+        np.concatenate([np.mean(runs, 0) for runs in counts[side] if runs])
+        for side in ("ours", "trl")
+    )
     difference = 100 * (accuracy(ours) - accuracy(theirs))
     print(json.dumps({
-        "folds": fold + 1, "prompts": len(ours), "rates": rates,
+        "seed": seed, "fold": fold, "prompts": len(ours), "settings": settings,
         "ours": round(100 * accuracy(ours), 2), "trl": round(100 * accuracy(theirs), 2),
         "difference": round(difference, 2), "difference_95": interval(ours, theirs),
     }), flush=True)  # fmt: skip
 
 
+def _limits(options: argparse.Namespace, **more: Path) -> Text:
+    return Text(
+        max_prompt_tokens=options.prompt_tokens,
+        max_response_tokens=options.response_tokens,
+        **more,
+    )
+
+
 def encoder(options: argparse.Namespace) -> None:
-    text = Text(
-        max_prompt_tokens=options.prompt_tokens, max_response_tokens=options.response_tokens,
-        template=TEMPLATE,
-    )  # fmt: skip
+    text = _limits(options, template=TEMPLATE)
     counts, shorter = [], []
     for fold, (train, held_out) in enumerate(folds(options.hh)):
         if options.fold not in (None, fold):
@@ -211,7 +272,7 @@ def encoder(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["epochs", "trl", "encoder"])
+    parser.add_argument("what", choices=["epochs", "steps", "trl", "encoder"])
     parser.add_argument("--trl", help="the python of an environment with trl==1.16.0")
     parser.add_argument("--hh", type=Path)
     parser.add_argument("--model", type=Path)
@@ -220,11 +281,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--equal", choices=["tokens", "epochs"], default="tokens")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, nargs="+", default=[PROMPTS_PER_STEP])
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--response-tokens", type=int, default=256)
     options = parser.parse_args()
-    {"epochs": epochs, "trl": trl, "encoder": encoder}[options.what](options)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // options.jobs))
+    {"epochs": epochs, "steps": steps, "trl": trl, "encoder": encoder}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,13 @@ def main(path: str) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         job["model"], num_labels=1, dtype=torch.float32
     )
+    if job["head"] is not None:
+        with torch.no_grad():
+            model.score.weight.copy_(torch.tensor([job["head"]]))
+    train = job["train"] if job["order"] is None else [job["train"][i] for i in job["order"]]
     pairs = [
         {"chosen_ids": group["rows"][winner], "rejected_ids": group["rows"][loser]}
-        for group in job["train"]
+        for group in train
         for winner, loser in group["comparisons"]
     ]
     arguments = RewardConfig(
@@ -41,6 +45,7 @@ def main(path: str) -> None:
         gradient_checkpointing=False,
         use_cpu=True,
         save_strategy="no",
+        train_sampling_strategy="random" if job["order"] is None else "sequential",
         report_to=[],
         disable_tqdm=True,
         seed=job["seed"],

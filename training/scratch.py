@@ -89,8 +89,9 @@ def _language_model(
     steps = int(scratch.epochs * len(rows) / scratch.batch_size)
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=scratch.learning_rate, weight_decay=0.0)
+    total = max(steps, 2) + (steps == 20)  # OneCycleLR divides by a warm-up of one step less one
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, scratch.learning_rate, max(steps, 2), pct_start=0.05, final_div_factor=0.4
+        optimizer, scratch.learning_rate, total, pct_start=0.05, final_div_factor=0.4
     )
     model.train()
     batches = torch.randperm(len(rows), generator=order).repeat(int(scratch.epochs) + 1)

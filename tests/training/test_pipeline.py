@@ -14,7 +14,7 @@ from transformers import AutoModel, MistralConfig
 from service.errors import DataError, TrainingError
 from tests.conftest import CONFIGS, SHARED
 from tests.training.families import tiny
-from training.config import read_config
+from training.config import Scratch, Text, read_config
 from training.data import read_groups
 from training.demo.data import generate, write
 from training.export import export
@@ -24,6 +24,7 @@ from training.model import RewardModel
 from training.pipeline import train
 from training.predict import predict
 from training.run import Run
+from training.scratch import make_base
 
 HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
 TINY = CONFIGS / "tiny.toml"
@@ -114,6 +115,17 @@ def test_attention_that_the_graph_would_change_is_refused(tmp_path: Path) -> Non
     model = RewardModel(AutoModel.from_config(config)).eval()
     with pytest.raises(TrainingError, match="sliding_window=8, which is not exported"):
         export_graph(model, 0.0, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 19, 20, 21])
+def test_a_base_model_takes_any_number_of_steps(steps: int, tmp_path: Path) -> None:
+    """At 20 the warm-up, 5 % of the steps, is one step long."""
+    write(tmp_path / "data.jsonl", prompts=21, seed=0)
+    groups, _ = read_groups(tmp_path / "data.jsonl")
+    sizes = {"vocab_size": 260, "layers": 1, "hidden_size": 8, "intermediate_size": 8}
+    scratch = Scratch(heads=2, kv_heads=1, batch_size=1, epochs=steps / 21, **sizes)
+    make_base(groups, scratch, Text(), tmp_path / "base", seed=0)
+    assert (tmp_path / "base" / "model.safetensors").exists()
 
 
 def test_the_same_weights_give_the_same_bundle_id_and_the_graph_names_no_path(

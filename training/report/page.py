@@ -78,11 +78,6 @@ CAPTIONS = {
         "A sample of single responses, and the mean reward of each tenth by length with its "
         "interval. A rising line pays for length.",
     ),
-    "best_of_n": (
-        "Best of N",
-        "Mean true or judged reward of the response this model picks among N; dashed, the pick of "
-        "the judge itself. What a policy can gain before it over-optimises.",
-    ),
     "loss": (
         "Loss while training",
         "Negative log-likelihood per comparison. Line: training batches; dots: the held-out "
@@ -90,7 +85,12 @@ CAPTIONS = {
     ),
     "accuracy": (
         "Accuracy while training",
-        "Dots: the held-out prompts; line, where it was logged: training batches.",
+        "Of the held-out prompts, and of training batches where it was logged.",
+    ),
+    "best_of_n": (
+        "Best of N",
+        "Mean true or judged reward of the response this model picks among N; dashed, the pick of "
+        "the judge itself. What a policy can gain before it over-optimises.",
     ),
 }
 

@@ -91,7 +91,9 @@ def length(report: Report) -> str:
     beyond = dots[int(0.99 * (len(dots) - 1))][0]
     shown = [dot for dot in dots if dot[0] <= beyond]
     rewards = [reward for _, reward in shown]
-    plot = Plot("Reward against length", (0, max(beyond, 1)), (min(rewards), max(rewards)))
+    spread = (max(rewards) - min(rewards)) * 0.05
+    span = min(rewards) - spread, max(rewards) + spread
+    plot = Plot("Reward against length", (0, max(beyond, 1)), span)
     plot.y_axis("reward")
     for characters, reward in shown:
         plot.dot(characters, reward, "speck", 1.7)
