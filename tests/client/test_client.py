@@ -152,7 +152,7 @@ def test_what_may_pass_is_asked_again(score, failure) -> None:
 
 def test_an_attempt_that_hangs_is_given_up_and_repeated(score) -> None:
     with scripted((0, {}, 3.0), OK) as server:
-        assert score(server.url, attempt_s=0.3).attempts == 2
+        assert score(server.url, attempt_s=1.0).attempts == 2
 
 
 def test_a_port_where_nobody_listens_is_asked_until_the_deadline(score) -> None:

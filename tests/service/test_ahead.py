@@ -13,7 +13,7 @@ from service.engine import OnnxEngine
 from service.errors import DeadlineExceeded, EngineFailure
 from service.planner import Budget
 from service.scheduler import Scheduler
-from tests.service.test_scheduler import GUILTY, Watched, _rows
+from tests.service.test_scheduler import GUILTY, Watched, _rows, settled
 
 LENGTH, ROWS = 64, 16
 BUDGET = Budget(padded_tokens=LENGTH * ROWS, padding=0.15)
@@ -34,20 +34,16 @@ def scheduler(engine: Watched):
     scheduler.close()
 
 
-async def _settled() -> None:
-    await asyncio.sleep(0.05)
-
-
 def test_a_whole_batch_is_handed_over_while_one_runs_and_less_is_not(scheduler, engine) -> None:
     async def go() -> list[int]:
         engine.gate.clear()
         tasks = [asyncio.create_task(scheduler.score(_rows(1, LENGTH)))]
-        await _settled()
+        await settled()
         handed = [len(scheduler._handed)]
         for seed, count in enumerate((ROWS - 1, 1, ROWS)):
             rows = _rows(count, LENGTH, seed=seed + 1)
             tasks.append(asyncio.create_task(scheduler.score(rows)))
-            await _settled()
+            await settled()
             handed.append(len(scheduler._handed))
         engine.gate.set()
         await asyncio.gather(*tasks)
@@ -115,7 +111,7 @@ def test_of_a_caller_that_left_only_what_was_handed_over_runs(scheduler, engine,
         deadline_s = 0.2 if leaves == "late" else None
         rows = _rows(4 * ROWS, LENGTH)
         left = asyncio.create_task(scheduler.score(rows, deadline_s))
-        await _settled()
+        await settled()
         if leaves == "cancelled":
             left.cancel()
         (outcome,) = await asyncio.gather(left, return_exceptions=True)
@@ -134,9 +130,9 @@ def test_a_row_that_was_handed_over_answers_whoever_asks_for_it_later(scheduler,
     async def go():
         engine.gate.clear()
         first = asyncio.create_task(scheduler.score(rows))
-        await _settled()
+        await settled()
         again = asyncio.create_task(scheduler.score(rows[-3:]))
-        await _settled()
+        await settled()
         engine.gate.set()
         return await asyncio.gather(first, again)
 
@@ -171,12 +167,17 @@ def test_a_run_that_hangs_is_told_from_what_waits_behind_it(scheduler, engine) -
     async def go() -> None:
         engine.gate.clear()
         task = asyncio.create_task(scheduler.score(_rows(2 * ROWS, LENGTH)))
-        await asyncio.sleep(0.3)
-        assert scheduler.running_s >= 0.25 and len(scheduler._handed) == 2
+        await settled()
+        assert len(scheduler._handed) == 2
+        handed = time.perf_counter()
+        await asyncio.sleep(0.05)
+        hung_s = time.perf_counter() - handed
+        assert scheduler.running_s >= hung_s
+        freed = time.perf_counter()
         engine.gate.set()
         while len(scheduler._handed) == 2:
             await asyncio.sleep(0)
-        assert scheduler.running_s < 0.25
+        assert scheduler.running_s <= time.perf_counter() - freed
         await task
         assert scheduler.running_s == 0
 

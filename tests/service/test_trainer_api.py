@@ -269,7 +269,7 @@ def test_busy_means_waiting_here_and_503_in_score(config, bundle) -> None:
 
         async with client(scorer, small) as http:
             trainers = [asyncio.create_task(http.post("/get_reward", json=body)) for _ in range(40)]
-            await asyncio.sleep(0.05)
+            await asyncio.wait(trainers, return_when=asyncio.FIRST_COMPLETED)  # 39 wait
             others = [
                 asyncio.create_task(
                     http.post("/score", json={"prompt": PROMPT, "responses": [RESPONSE]})
