@@ -72,10 +72,7 @@ def _seconds_until_seen(service) -> float:
 
 
 def test_a_request_is_on_the_page_within_two_seconds(service) -> None:
-    """Of three the quicker of the later two, which are sent when a report has just been made: one
-    of them may be late on a busy machine, and both wait as long as reports are apart."""
-    _, *seconds = [_seconds_until_seen(service) for _ in range(3)]
-    assert min(seconds) < 2.5  # 2 s, and the time of one look at the page
+    assert _seconds_until_seen(service) < 2.5  # 2 s, and the time of one look at the page
 
 
 def test_every_declared_series_is_there_and_counts_add_up(service) -> None:

@@ -231,7 +231,7 @@ def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected
     before = Counter(outcome for asked, outcome in load.answers if asked < gone)
     assert set(before) <= {"right", "503", "404", "refused"}, before
     refused = [asked for asked, outcome in load.answers if outcome == "503"]
-    assert before["right"] > 100
+    assert before["right"] > 100 and before["503"] > 100
     # long enough for load balancers to see it: half of what it is, less than which says something
     assert max(refused) - min(refused) > ServiceConfig.model_fields["drain_notice_s"].default / 2
     assert not any(outcome in ("right", "wrong") for asked, outcome in load.answers if asked > gone)
@@ -282,12 +282,12 @@ def test_replicas_that_are_killed_under_load_lose_nothing(
             for _ in range(3):
                 gone = _two_without(service, gone)[0]
                 for load in loads:
-                    load.until_answered(30)
+                    load.until_answered(35)
                 gone.send_signal(number)
             _two_without(service, gone)
     for load in loads:
         outcomes = Counter(outcome for _, outcome in load.answers)
-        assert set(outcomes) == {"right"} and outcomes["right"] > 90, outcomes
+        assert set(outcomes) == {"right"} and outcomes["right"] > 100, outcomes
 
 
 def test_two_services_on_one_machine_share_no_port(bundle: Bundle) -> None:

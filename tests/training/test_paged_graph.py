@@ -208,6 +208,7 @@ def test_the_exported_variant_scores_its_golden_rows(exported) -> None:
 
 def test_fp32_of_the_same_bundle_is_served_as_before(exported) -> None:
     scorer = Scorer.open(ServiceConfig(bundle=exported.path, device="cpu"))
+    assert scorer.verify() <= exported.manifest.variant("fp32").tolerance
     scorer.close()
 
 
