@@ -18,6 +18,7 @@ from service.config import ServiceConfig
 from service.exporter import NODES_AT_ONCE, Exporter, cluster_page
 from service.grpc_api import Context, GrpcApi
 from service.http_api import build_http
+from service.joined import join_writes
 from service.journal import Journal
 from service.keys import Keys
 from service.metrics import Recorder
@@ -49,6 +50,7 @@ class RewardReplica:
         self._exporter = Exporter(recorder)  # Serve constructs on the loop it will serve from
         self._scrapes = started(NODES_AT_ONCE, "metrics")
         self._leaving = threading.Event()
+        join_writes()
         on_sigterm(self._leaving.set, within_s=self._config.drain_timeout_s)
         gc.freeze()  # what start-up made is never garbage: keeps full collections short
 
