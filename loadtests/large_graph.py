@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from service.config import ServiceConfig
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from training.foreign import PROBES, export_foreign
 
 TOKENIZER = Path("runs/demo/model")
@@ -34,7 +35,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         scorer = Scorer.open(ServiceConfig(bundle=bundle.path, device="cpu"))
         pairs = [Pair(prompt, response) for prompt, response in PROBES]
-        rows = [row.ids for row in scorer.encode(pairs)]
+        rows = [row.ids for row in scorer.encoding.encode(pairs)]
         got = np.array([result.reward for result in score_offline(scorer, pairs)])
         scorer.close()
         with torch.no_grad():

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from loadtests.workload import Group, write
 from service.config import ServiceConfig
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from training.demo.data import generate
 from training.demo.walk import serving
 

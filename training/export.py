@@ -17,7 +17,8 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.errors import TrainingError
 from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Variant
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from service.text import Encoder, Message
 from training import int8, paged
 from training.checkpoint import read

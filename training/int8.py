@@ -20,7 +20,8 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.errors import TrainingError
 from service.manifest import Variant
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from training.data import Group
 from training.evaluate import evaluate
 from training.variants import with_variant

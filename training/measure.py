@@ -10,7 +10,8 @@ import numpy as np
 from service import bundle as bundles
 from service.config import ServiceConfig
 from service.errors import TrainingError
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from service.text import Encoder
 from training.config import Text
 from training.data import Group

@@ -74,7 +74,7 @@ class _Bench:
         return measured
 
     def _encode(self, requests: Sequence[Request]) -> list[list[list[int]]]:
-        return [[row.ids for row in self._scorer.encode(request)] for request in requests]
+        return [[row.ids for row in self._scorer.encoding.encode(request)] for request in requests]
 
     def _score(self, encoded: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, ...]:
         async def go() -> Any:

@@ -23,10 +23,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from service.bundle import Bundle
 from service.config import ServiceConfig
+from service.pairs import Pair
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.proto.reward.v1.reward_pb2_grpc import RewardServiceStub
 from service.request import parse
-from service.scorer import Pair, Result, Scorer, score_offline
+from service.scorer import Result, Scorer, score_offline
 from tests.contract.test_bundle import with_golden
 from tests.e2e.cases import REFUSED, SCORED, Refused, as_message
 from training.demo.walk import Service, serving

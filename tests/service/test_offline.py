@@ -11,7 +11,8 @@ import pytest
 
 from service.errors import DataError
 from service.offline import score_file
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from training.demo.data import generate
 
 

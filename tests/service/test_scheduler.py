@@ -17,11 +17,12 @@ from service.config import ServiceConfig
 from service.engine import OnnxEngine
 from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteReward, Overloaded
 from service.metrics import Recorder
+from service.pairs import Pair
 from service.planner import Budget
 from service.prefix import HEAD_TOKENS, TYPICAL
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
-from service.scorer import Pair, Scorer
+from service.scorer import Scorer
 from service.shortage import RECOVERY_RUNS
 from service.warmup import measure_costs
 

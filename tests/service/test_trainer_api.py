@@ -168,7 +168,7 @@ def test_the_other_shapes_have_the_fields_their_clients_read(scorer, config, res
 
 
 def test_token_ids_are_honoured(scorer, config, result) -> None:
-    ids = scorer.encoder.encode(PROMPT, RESPONSE).ids
+    ids = scorer.encoding.encoder.encode(PROMPT, RESPONSE).ids
     answer = post(scorer, config, "/v1/embeddings", {"input": [ids, ids]}).json()
     assert bits(*(e["embedding"][0] for e in answer["data"])) == bits(*[result["reward"]] * 2)
     assert post(scorer, config, "/classify", {"input": ids}).json()["data"][0]["probs"] == [
@@ -188,9 +188,9 @@ def test_a_long_prompt_is_cut_where_score_cuts_it(scorer, config) -> None:
     assert known.headers["x-reward-truncated"] == "1"
 
     rules = scorer.bundle.manifest.text
-    row = scorer.encoder.encode_templated("", [text])[0]
+    row = scorer.encoding.encoder.encode_templated("", [text])[0]
     assert len(row.ids) == rules.max_tokens
-    assert row.ids == scorer.encoder.encode_templated("", [text[-2500:]])[0].ids
+    assert row.ids == scorer.encoding.encoder.encode_templated("", [text[-2500:]])[0].ids
 
 
 @pytest.mark.parametrize("begin", [BEGIN, LLAMA, GEMMA, PROMPT, "<s>" + PROMPT])

@@ -23,7 +23,8 @@ from service.errors import TrainingError
 from service.http_api import build_http
 from service.journal import Journal
 from service.metrics import Recorder
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from tests.training.families import DECODERS, FAMILIES, tiny
 from training.demo.data import generate
 from training.export import TOLERANCE
@@ -100,7 +101,7 @@ def test_served_rewards_are_those_of_transformers(family: str, save, tmp_path: P
     )
     scorer = Scorer.open(ServiceConfig(bundle=bundle.path, device="cpu"))
     got = np.array([result.reward for result in score_offline(scorer, PAIRS)])
-    rows = [row.ids for row in scorer.encode(PAIRS)]
+    rows = [row.ids for row in scorer.encoding.encode(PAIRS)]
     scorer.close()
     theirs = AutoModelForSequenceClassification.from_pretrained(path).eval()
     with torch.no_grad():
@@ -115,7 +116,7 @@ def test_the_tokenizer_of_an_encoder_gives_the_ids_it_gives_in_transformers(save
         path = save(family)
         bundle = export_foreign(path, tmp_path / family, uncalibrated=True)
         scorer = Scorer.open(ServiceConfig(bundle=bundle.path, device="cpu"))
-        rows = scorer.encode([Pair("What is 7 plus 5?", " The sum is 12.")])
+        rows = scorer.encoding.encode([Pair("What is 7 plus 5?", " The sum is 12.")])
         scorer.close()
         if family == "bert":  # its tokenizer adds [CLS] and [SEP] by itself
             theirs = AutoTokenizer.from_pretrained(path)

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from service import bundle as bundles
 from service.config import ServiceConfig
 from service.errors import TrainingError
-from service.scorer import Pair, Scorer
+from service.pairs import Pair
+from service.scorer import Scorer
 from training import int8
 from training.__main__ import app
 from training.data import read_groups

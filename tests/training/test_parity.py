@@ -10,7 +10,8 @@ from service.config import ServiceConfig
 from service.encoder_engine import EncoderEngine
 from service.engine import OnnxEngine
 from service.padded_engine import PaddedEngine
-from service.scorer import Pair, Scorer, score_offline
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
 from service.text import Message
 from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS
 from tests.training.paged import MEAN, source
@@ -80,7 +81,7 @@ def test_conversations_agree_with_an_empty_system_prompt_too(pair) -> None:
         Pair("Hi " * 200, "a long answer " * 100),
         Pair("Grüße 世界", "👋"),
     ]
-    expected = predict(model, [e.ids for e in scorer.encode(pairs)]) - np.float32(MEAN)
+    expected = predict(model, [e.ids for e in scorer.encoding.encode(pairs)]) - np.float32(MEAN)
     results = list(score_offline(scorer, pairs))
     scorer.close()
     assert [r.reward for r in results] == pytest.approx(expected.tolist(), abs=TOLERANCE["fp32"])

@@ -1,0 +1,113 @@
+"""Pairs -> token ids, beside the event loop. Knows text and threads; knows no engine."""
+
+import asyncio
+from collections.abc import Sequence
+
+from service.bundle import Bundle
+from service.errors import DeadlineExceeded
+from service.pairs import Asked, Pair, Templated, TokenIds, characters, length
+from service.room import Room
+from service.text import Encoded, Encoder, Message, Truncation
+from service.threads import started
+
+SLICE = 32
+"pairs that one call of the tokenizer takes, so that a big request lets small ones through"
+INLINE_CHARACTERS = 4000
+"""up to which a request is encoded where it stands, a millisecond at most: handing it to a thread
+and back took a third of the replica's time for single pairs (py-spy, an engine of no cost)"""
+
+
+class Encoding:
+    """The tokenizers' threads, and the line before them. `within` is for one event loop; `encode`
+    for any thread."""
+
+    def __init__(self, bundle: Bundle, max_characters: int) -> None:
+        self.encoder = Encoder.of(bundle)
+        self._sizes = bundle.manifest
+        self._room = Room(max_characters, "characters", "max_encoding_characters")
+        "waiting for or in the tokenizers"
+        self._tokens_per_character = 0.0  # of the latest request
+        self._threads = started(2, "tokenize")
+
+    @property
+    def waiting_tokens(self) -> float:
+        """What is not encoded yet, about."""
+        return self._room.used * self._tokens_per_character
+
+    async def within(
+        self,
+        pairs: Sequence[Asked],
+        truncation: Truncation,
+        deadline_s: float | None,
+        patient: bool,
+    ) -> list[Encoded]:
+        """Token ids of every pair. Raises InvalidRequest, TooLong, Overloaded, DeadlineExceeded."""
+        due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        amount = characters(pairs)
+        await self._room.enter(amount, due, patient)
+        try:
+            async with asyncio.timeout_at(due):
+                encoded = await self._aside(pairs, truncation)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"none of {len(pairs)} pairs was scored within their deadline; "
+                "retry, or send less at a time"
+            ) from None
+        finally:
+            self._room.leave(amount)
+        if amount:
+            self._tokens_per_character = sum(len(row.ids) for row in encoded) / amount
+        return encoded
+
+    async def _aside(self, pairs: Sequence[Asked], truncation: Truncation) -> list[Encoded]:
+        """In the threads, slice by slice; what is short at once."""
+        if len(pairs) < SLICE and sum(map(length, pairs)) <= INLINE_CHARACTERS:
+            return self.encode(pairs, truncation)
+        loop = asyncio.get_running_loop()
+        encoded: list[Encoded] = []
+        for start in range(0, len(pairs), SLICE):
+            part = pairs[start : start + SLICE]
+            encoded += await loop.run_in_executor(
+                self._threads, self.encode, part, truncation, start
+            )
+        return encoded
+
+    def encode(
+        self, pairs: Sequence[Asked], truncation: Truncation = "prompt", first: int = 0
+    ) -> list[Encoded]:
+        """Token ids of every pair. Pairs that share a prompt are encoded as one group.
+
+        first: index of the first of them in its request, for the names in errors.
+        """
+        groups: dict[str | tuple[Message, ...], list[int]] = {}
+        templated: dict[str, list[int]] = {}
+        encoded: dict[int, Encoded] = {}
+        vocab_size, max_tokens = self._sizes.architecture.vocab_size, self._sizes.text.max_tokens
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, TokenIds):
+                field = f"pairs[{first + i}].input_ids"
+                encoded[i] = pair.encoded(vocab_size, max_tokens, field)
+            elif isinstance(pair, Templated):
+                templated.setdefault(pair.prompt, []).append(i)
+            else:
+                groups.setdefault(pair.prompt, []).append(i)
+        for prompt, members in groups.items():
+            rows = self.encoder.encode_group(
+                prompt,
+                [pair.response for i in members if isinstance(pair := pairs[i], Pair)],
+                truncation,
+                [f"pairs[{first + i}]" for i in members],
+            )
+            encoded.update(zip(members, rows, strict=True))
+        for start, members in templated.items():
+            rows = self.encoder.encode_templated(
+                start,
+                [pair.text for i in members if isinstance(pair := pairs[i], Templated)],
+                truncation,
+                [f"pairs[{first + i}]" for i in members],
+            )
+            encoded.update(zip(members, rows, strict=True))
+        return [encoded[i] for i in range(len(pairs))]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True)

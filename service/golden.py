@@ -1,0 +1,58 @@
+"""A bundle's golden scores, replayed. Knows what an engine must give; knows nothing of serving."""
+
+from collections.abc import Sequence
+
+from service import bundle as bundles
+from service.bundle import Bundle
+from service.engine import Engine
+from service.errors import BundleError
+from service.manifest import GoldenRow, Variant
+from service.text import Encoder, Message, Prompt
+
+
+def replay(bundle: Bundle, variant: Variant, encoder: Encoder, engine: Engine) -> float:
+    """The largest distance of a reward from what training computed.
+
+    Raises BundleError where a row has other token ids than at export, or a distance is above the
+    variant's tolerance.
+    """
+    rows = bundle.golden()
+    if not rows:
+        raise BundleError(f"{bundles.GOLDEN}: holds no rows, so nothing can be proved")
+    return max(_distance(i, row, variant, encoder, engine) for i, row in enumerate(rows))
+
+
+def _distance(i: int, row: GoldenRow, variant: Variant, encoder: Encoder, engine: Engine) -> float:
+    where = f"{bundles.GOLDEN}: row {i}"
+    prompt = row.prompt
+    turns: Prompt = (
+        prompt if isinstance(prompt, str) else [Message.model_validate(m) for m in prompt]
+    )
+    ids = encoder.encode(turns, row.response).ids
+    if ids != row.ids:
+        raise BundleError(f"{where}: encodes to other token ids than when it was exported")
+    reward = float(engine.run([ids])[0])
+    distance = abs(reward - row.reward)
+    if not distance <= variant.tolerance:
+        raise BundleError(
+            f"{where}: the engine gives {reward!r}, training gave {row.reward!r}; "
+            f"the tolerance of variant {variant.name} is {variant.tolerance}"
+        )
+    return distance
+
+
+def reproduces_bits(rows: Sequence[Sequence[int]], engine: Engine) -> bool:
+    """Whether rows of token ids get the same bits alone, together, and behind a shared prefix.
+
+    Splits at 2, 16, half and all but two tokens of every row. Some kernels do not promise it:
+    ONNX Runtime's CPU attention with heads wider than 128, for one.
+    """
+    alone = [engine.run([row])[0].tobytes() for row in rows]
+    together = [reward.tobytes() for reward in engine.run(rows)]
+    split = all(
+        engine.run([row, row[:-1]], tokens)[0].tobytes() == bits
+        for row, bits in zip(rows, alone, strict=True)
+        for tokens in {2, 16, len(row) // 2, len(row) - 3}
+        if 2 <= tokens <= len(row) - 3
+    )
+    return alone == together and split
