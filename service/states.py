@@ -1,5 +1,6 @@
 """Key and value states of recent prefixes. Knows arrays; knows nothing of what made them."""
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 
 import numpy as np
@@ -8,8 +9,6 @@ from service.prefix import HEAD_TOKENS, ITEM, common_tokens
 
 States = dict[str, np.ndarray]
 "by the name of the graph's input that takes it, (1, KV, P, D) each"
-
-HEAD = HEAD_TOKENS * ITEM
 
 
 class StateCache:
@@ -24,51 +23,57 @@ class StateCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._entries: OrderedDict[bytes, States] = OrderedDict()  # by packed token ids
-        self._by_head: dict[bytes, list[bytes]] = {}
+        self._sorted: list[bytes] = []
+        """Its keys: what has most in common with a row stands next to where the row would. No key
+        begins another one. Replaced, never changed, for those who read meanwhile."""
 
     def common(self, row: bytes) -> int:
-        """How many of a packed row's first tokens have states here."""
-        return max((common_tokens(entry, row) for entry in self._candidates(row)), default=0)
+        """How many of a packed row's first tokens have states here; 0 below HEAD_TOKENS."""
+        return self._nearest(row)[0]
 
     def get(self, row: bytes, tokens: int) -> States:
         """States of the first `tokens` tokens of a packed row, views into what is kept.
 
         `tokens` is at most `common(row)`.
         """
-        entry = max(self._candidates(row), key=lambda entry: common_tokens(entry, row))
+        _, entry = self._nearest(row)
         self._entries.move_to_end(entry)
         return {name: state[:, :, :tokens] for name, state in self._entries[entry].items()}
 
     def put(self, row: bytes, states: States) -> None:
         """Keep the states of all of the row's tokens, which must own their memory; those of its
-        beginnings are dropped."""
-        if _nbytes(states) > self._max_bytes or self.common(row) == len(row) // ITEM:
+        beginning are dropped. Nothing below HEAD_TOKENS is kept."""
+        common, entry = self._nearest(row)
+        tokens = len(row) // ITEM
+        if _nbytes(states) > self._max_bytes or tokens == common or tokens < HEAD_TOKENS:
             return
-        for entry in self._candidates(row):
-            if row.startswith(entry):
-                self._bytes -= _nbytes(self._entries.pop(entry))
+        if common and len(entry) == common * ITEM:
+            self._drop(entry)
         self._entries[row] = states
         self._bytes += _nbytes(states)
+        entries = self._sorted.copy()
+        insort(entries, row)
+        self._sorted = entries
         self.shrink(self._max_bytes)
-        self._index()
 
     def shrink(self, max_bytes: int) -> None:
         """Drop the least recently used until what is left has at most `max_bytes`."""
-        if self._bytes <= max_bytes:
-            return
         while self._bytes > max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._bytes -= _nbytes(dropped)
-        self._index()
+            self._drop(next(iter(self._entries)))
 
-    def _index(self) -> None:
-        by_head: dict[bytes, list[bytes]] = {}
-        for entry in self._entries:
-            by_head.setdefault(entry[:HEAD], []).append(entry)
-        self._by_head = by_head  # replaced, never changed, for those who read meanwhile
+    def _drop(self, entry: bytes) -> None:
+        self._bytes -= _nbytes(self._entries.pop(entry))
+        entries = self._sorted.copy()
+        del entries[bisect_left(entries, entry)]
+        self._sorted = entries
 
-    def _candidates(self, row: bytes) -> list[bytes]:
-        return self._by_head.get(row[:HEAD], [])
+    def _nearest(self, row: bytes) -> tuple[int, bytes]:
+        """The entry that has most tokens in common with a packed row, and how many."""
+        entries = self._sorted
+        place = bisect_left(entries, row)
+        beside = entries[max(0, place - 1) : place + 1]
+        common, entry = max(((common_tokens(e, row), e) for e in beside), default=(0, b""))
+        return (common, entry) if common >= HEAD_TOKENS else (0, b"")
 
 
 def _nbytes(states: States) -> int:
