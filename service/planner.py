@@ -1,6 +1,5 @@
 """Which waiting rows form the next batch. Pure: packed token ids in, indices out."""
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -201,8 +200,8 @@ def _nearest(
             if i == seed or (group is not None and lengths[i] >= prefix + MIN_SUFFIX_TOKENS)
         ]
         size = _family_sizes(lengths, groups, members)
-    order = sorted(members, key=lambda i: (size[i], i))
-    first = bisect_left(order, (size[seed], seed), key=lambda i: (size[i], i))
+    order = sorted(members, key=size.__getitem__)  # stable: the older first among equals
+    first = order.index(seed)
     yield seed
     shortest = longest = size[seed]
     below, above = first - 1, first + 1
@@ -220,11 +219,14 @@ def _nearest(
 def _family_sizes(
     lengths: Sequence[int], groups: Sequence[int | None], members: Sequence[int]
 ) -> list[int]:
-    rows: dict[int | None, list[int]] = {}
+    families: dict[int, list[int]] = {}
     for i in members:
-        rows.setdefault(groups[i], []).append(lengths[i])
+        if (group := groups[i]) is not None:
+            families.setdefault(group, []).append(i)
     size = list(lengths)
-    for i in members:
-        if groups[i] is not None and len(rows[groups[i]]) <= FAMILY_ROWS:
-            size[i] = max(rows[groups[i]])
+    for family in families.values():
+        if len(family) <= FAMILY_ROWS:
+            longest = max(lengths[i] for i in family)
+            for i in family:
+                size[i] = longest
     return size

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 MIN_SUFFIX_TOKENS = 2
@@ -65,6 +66,7 @@ def common_tokens(first: bytes, second: bytes) -> int:
     return low
 
 
+@lru_cache(maxsize=2048)  # two windows: planning sees the same neighbours again, batch after batch
 def shareable_tokens(first: bytes, second: bytes) -> int:
     """How many of their first tokens two packed rows can share.
 
