@@ -82,5 +82,5 @@ RUN mkdir /bundle
 USER 10001:10001
 EXPOSE 8000 9000
 ENTRYPOINT ["reward-serve"]
-# The service has no authentication of its own: publish the ports to those who may ask for rewards.
+# Everybody may ask unless `--set api_key_file=FILE` is given: publish the ports to those who may.
 CMD ["run", "/bundle", "--host", "0.0.0.0"]
