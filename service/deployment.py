@@ -74,7 +74,7 @@ class RewardReplica:
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, grpc_context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        async for response in self._grpc.watch(request, grpc_context):
+        async for response in self._grpc.watch(request, grpc_context, self._leaving.is_set):
             yield response
 
     async def drain(self) -> None:

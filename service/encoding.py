@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from service.bundle import Bundle
 from service.errors import DeadlineExceeded
@@ -25,14 +26,16 @@ class Encoding:
         self.encoder = Encoder.of(bundle)
         self._sizes = bundle.manifest
         self._room = Room(max_characters, "characters", "max_encoding_characters")
-        "waiting for or in the tokenizers"
+        "of texts that are not in the scheduler yet"
+        self._waiting = 0
+        "characters of the same, a prompt once for each of its responses"
         self._tokens_per_character = 0.0  # of the latest request
         self._threads = started(2, "tokenize")
 
     @property
     def waiting_tokens(self) -> float:
-        """What is not encoded yet, about."""
-        return self._room.used * self._tokens_per_character
+        """Of texts that the scheduler does not know yet, about."""
+        return self._waiting * self._tokens_per_character
 
     async def within(
         self,
@@ -40,11 +43,19 @@ class Encoding:
         truncation: Truncation,
         deadline_s: float | None,
         patient: bool,
+        room: ExitStack,
     ) -> list[Encoded]:
-        """Token ids of every pair. Raises InvalidRequest, TooLong, Overloaded, DeadlineExceeded."""
+        """Token ids of every pair, whose characters count as waiting until `room` is closed.
+
+        Raises InvalidRequest, TooLong, Overloaded, DeadlineExceeded.
+        """
         due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
         amount = characters(pairs)
         await self._room.enter(amount, due, patient)
+        room.callback(self._room.leave, amount)
+        text = sum(length(pair) for pair in pairs if not isinstance(pair, TokenIds))
+        self._waiting += text
+        room.callback(self._leave, text)
         try:
             async with asyncio.timeout_at(due):
                 encoded = await self._aside(pairs, truncation)
@@ -53,11 +64,17 @@ class Encoding:
                 f"none of {len(pairs)} pairs was scored within their deadline; "
                 "retry, or send less at a time"
             ) from None
-        finally:
-            self._room.leave(amount)
-        if amount:
-            self._tokens_per_character = sum(len(row.ids) for row in encoded) / amount
+        if text:
+            rows = (
+                row
+                for pair, row in zip(pairs, encoded, strict=True)
+                if not isinstance(pair, TokenIds)
+            )
+            self._tokens_per_character = sum(len(row.ids) for row in rows) / text
         return encoded
+
+    def _leave(self, text: int) -> None:
+        self._waiting -= text
 
     async def _aside(self, pairs: Sequence[Asked], truncation: Truncation) -> list[Encoded]:
         """In the threads, slice by slice; what is short at once."""

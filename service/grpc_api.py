@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -104,13 +104,17 @@ class GrpcApi:
         )
 
     async def watch(
-        self, request: health_pb2.HealthCheckRequest, context: Context
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: Context,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The status now, and NOT_SERVING when the replica drains; then the stream ends."""
+        """The status now, and NOT_SERVING when the replica drains or is leaving; then the stream
+        ends, or the replica would wait for it."""
         yield self.check(request, context)
-        while not self._scorer.draining:
+        while not (self._scorer.draining or leaving()):
             await asyncio.sleep(0.5)
-        yield self.check(request, context)
+        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def _response(self, scores: Scores, request_id: str) -> pb.ScoreResponse:
         manifest = self._scorer.bundle.manifest

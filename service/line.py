@@ -72,6 +72,8 @@ class Line:
 
     def leave(self, request: Request) -> None:
         """Take back what has not run."""
+        if request.waiting:
+            self._turns.remove(request)
         for i in list(request.waiting):
             self._remove((request, i))
 

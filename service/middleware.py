@@ -101,6 +101,8 @@ class Limits:
             scope["state"]["entry"].error = error.code
             await error_response(error)(scope, receive, send)
             return
+        if messages[-1]["type"] == "http.disconnect":
+            return  # the caller left before its request was whole
 
         async def replay() -> Any:
             return messages.pop(0) if messages else await receive()

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -89,10 +89,12 @@ class Scheduler:
         rows: Sequence[Sequence[int]],
         deadline_s: float | None = None,
         patient: bool = False,
+        entered: Callable[[], None] = lambda: None,
     ) -> Scored:
         """Rewards of all rows. Raises Overloaded before anything is queued, and
         DeadlineExceeded when they are not all there within `deadline_s` (None: no deadline).
-        A patient caller waits for room until its deadline instead of being refused.
+        A patient caller waits for room until its deadline instead of being refused; `entered` is
+        called when it has found it.
 
         A row that makes the engine fail raises EngineFailure with `field` set to its index; other
         requests in its batch are not touched. Cancelling drops the rows that have not run.
@@ -106,6 +108,7 @@ class Scheduler:
             reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
             self._recorder.add(metrics.DROPPED, len(rows), reason)
             raise
+        entered()
         if due is not None and asyncio.get_running_loop().time() >= due:
             self._tokens.leave(sum(map(len, rows)))
             self._recorder.add(metrics.DROPPED, len(rows), "deadline")

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
@@ -118,7 +119,8 @@ class Scorer:
             raise Draining("this replica is shutting down; send the request again")
         self._in_flight += 1
         try:
-            return await self._score(pairs, truncation, deadline_s, patient)
+            with ExitStack() as room:
+                return await self._score(pairs, truncation, deadline_s, patient, room)
         finally:
             self._in_flight -= 1
 
@@ -128,10 +130,11 @@ class Scorer:
         truncation: Truncation,
         deadline_s: float | None,
         patient: bool,
+        room: ExitStack,
     ) -> Scores:
         started = time.perf_counter()
         try:
-            encoded = await self.encoding.within(pairs, truncation, deadline_s, patient)
+            encoded = await self.encoding.within(pairs, truncation, deadline_s, patient, room)
         except (DeadlineExceeded, asyncio.CancelledError) as error:
             reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
             self.recorder.add(metrics.DROPPED, len(pairs), reason)
@@ -140,7 +143,8 @@ class Scorer:
         self.recorder.observe(metrics.TOKENIZE, tokenize_s)
         left_s = None if deadline_s is None else max(0.0, deadline_s - tokenize_s)
         try:
-            scored = await self.scheduler.score([row.ids for row in encoded], left_s, patient)
+            rows = [row.ids for row in encoded]
+            scored = await self.scheduler.score(rows, left_s, patient, entered=room.close)
         except RewardError as error:
             error.field = error.field and error.field.replace("rows[", "pairs[")
             raise

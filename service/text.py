@@ -143,7 +143,8 @@ class Encoder:
     ) -> Encoded:
         """Cut the prompt from its left and the response from its left; the ending always stays.
 
-        How much of the prompt goes depends on the prompt alone, so a group keeps its prefix.
+        How much of the prompt goes depends on the prompt alone, so a group keeps its prefix; only
+        where a word crosses the border may a row have more tokens before it, and lose those too.
         A templated text has its ending already; where it is cut as a whole, BOS is its prompt.
         """
         ids = self._with_bos(tokens.ids)
@@ -151,6 +152,7 @@ class Encoder:
         first = 1 if ids and ids[0] == self.rules.bos_id else 0
         prompt_tokens = max(bos + tokens.inside, first)
         response = ids[prompt_tokens:] + ([] if templated else [*self.rules.ending_ids])
+        prompt_length = max(prompt_length, prompt_tokens) if prompt_length else 0
         prompt_cut = max(0, prompt_length - self.rules.max_prompt_tokens)
         limit = self.rules.max_tokens - first if whole else self.rules.max_response_tokens
         response_cut = max(0, len(response) - limit)

@@ -5,6 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from service.bundle import Bundle
@@ -101,6 +103,21 @@ def test_the_ids_do_not_depend_on_the_encoder_s_secret(parts) -> None:
     ids = [Encoder(parts[0], template, rules).encode("red kite " * 30, "").ids for _ in range(12)]
     assert all(each == ids[0] for each in ids)
     assert len(ids[0]) == 17
+
+
+def test_a_word_that_crosses_the_border_takes_no_row_over_the_limits() -> None:
+    """`abd` is one token and `abde` is a, b, de: two of them before the border."""
+    vocabulary = {piece: i for i, piece in enumerate(["a", "b", "d", "e", "x", "de", "bd", "abd"])}
+    merges = [("d", "e"), ("b", "d"), ("a", "bd")]
+    words = Tokenizer(BPE(vocabulary, merges)).to_str()
+    rules = RULES.model_copy(update={"max_prompt_tokens": 4, "max_response_tokens": 3})
+    encoder = Encoder(words, None, rules)
+    apart, crossing = encoder.encode_group("xxxxabd", ["xxxxx", "exxxx"])
+    assert apart.ids == [vocabulary[piece] for piece in ("x", "x", "x", "abd", "x", "x", "x")]
+    assert crossing.ids == [vocabulary[piece] for piece in ("x", "x", "a", "b", "x", "x", "x")]
+    assert (apart.tokens_cut, crossing.tokens_cut) == (1 + 2, 2 + 2)
+    with pytest.raises(TooLong, match="the prompt has 5 tokens"):
+        encoder.encode("xxxabd", "e", "error")
 
 
 def test_what_transformers_adds_to_jinja_is_there(parts) -> None:

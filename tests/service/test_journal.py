@@ -3,10 +3,13 @@
 import asyncio
 import json
 import logging
+import threading
+from typing import Any
 
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2
 
 from service import metrics
 from service.bundle import Bundle
@@ -16,6 +19,7 @@ from service.grpc_api import GrpcApi
 from service.http_api import build_http
 from service.journal import Journal
 from service.metrics import Recorder
+from service.middleware import Limits
 from service.scorer import Scorer
 from tests.e2e.cases import SCORED, as_message
 
@@ -91,3 +95,38 @@ def test_an_unhandled_error_leaves_the_process_without_its_text(exploding, confi
     reply = asyncio.run(api.score(as_message(SCORED["one pair"]), call))
     assert not reply.results and call.code == grpc.StatusCode.INTERNAL
     assert SECRET not in call.details and call.trailing["reward-error-code"] == "internal"
+
+
+def test_a_caller_that_leaves_before_its_request_is_whole_is_no_failure() -> None:
+    """Its body ends in a disconnect: the application is not asked, and nothing is answered."""
+    asked: list[Any] = []
+
+    async def api(*arguments: Any) -> None:
+        asked.append(arguments)
+
+    coming = [
+        {"type": "http.request", "body": b'{"prompt', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    scope = {"type": "http", "headers": [], "state": {}}
+
+    async def receive() -> Any:
+        return coming.pop(0)
+
+    asyncio.run(Limits(api, 1000, 1000)(scope, receive, api))
+    assert asked == [] and coming == []
+
+
+def test_a_health_watch_ends_when_the_replica_leaves(scorer: Scorer, config: ServiceConfig) -> None:
+    api, leaving = GrpcApi(scorer, config, Journal(Recorder())), threading.Event()
+    status = health_pb2.HealthCheckResponse
+
+    async def go() -> list[int]:
+        seen = []
+        request = health_pb2.HealthCheckRequest()
+        async for response in api.watch(request, Call(), leaving.is_set):
+            seen.append(response.status)
+            leaving.set()
+        return seen
+
+    assert asyncio.run(asyncio.wait_for(go(), 5)) == [status.SERVING, status.NOT_SERVING]

@@ -154,6 +154,7 @@ def test_rows_of_a_caller_that_left_never_reach_the_engine(scheduler, engine) ->
         await settled()
         left.cancel()
         await asyncio.gather(left, return_exceptions=True)
+        assert scheduler._line.requests == []  # nothing of it is held while the engine is busy
         engine.gate.set()
         await first
         await scheduler.score(_rows(1, seed=2))
