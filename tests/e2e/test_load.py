@@ -61,3 +61,11 @@ def test_one_thing_that_stays_is_a_leak_and_a_pool_of_grpc_that_grows_is_not(
     threads = HELD.threads + Counter({name: more[name] for name in more.keys() - counts.keys()})
     after = replace(HELD, threads=threads, **counts)
     assert bool(storm.leftovers([HELD, after], requests=400)) == leak
+
+
+@pytest.mark.parametrize(("memory_mb", "leak"), [((435, 539, 541), False), ((435, 480, 525), True)])
+def test_memory_that_grows_in_the_last_round_too_is_a_leak(
+    memory_mb: tuple[int, ...], leak: bool
+) -> None:
+    states = [HELD, *(replace(HELD, memory_mb=each) for each in memory_mb)]
+    assert bool(storm.leftovers(states, requests=2000)) == leak
