@@ -9,8 +9,11 @@ import pyarrow.parquet as parquet
 
 from training.demo.truth import true_reward
 
-BETA = 0.05
-"""of the KL penalty, as in scripts/trl_grpo.py"""
+BETA = 0.2
+"""of the KL penalty, as in scripts/trl_grpo.py. At 0.05 the policy leaves what the reward model was
+trained on: on one machine's demo the mean reward rose to 1.3, 1.7 and 2.1 at a KL of 12 to 26 nats,
+with answers such as "Good question! The opposite isGood question! ...", and the true reward fell
+(26 Nov 2026): Gao et al., Scaling laws for reward model overoptimization, arXiv:2210.10760"""
 
 
 @dataclass(frozen=True)

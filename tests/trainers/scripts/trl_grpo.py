@@ -51,7 +51,7 @@ if algorithm == "rloo":
     trainer = RLOOTrainer(
         model=model,
         reward_funcs=[RemoteReward(url), kept],
-        args=RLOOConfig(**shared, beta=0.05),
+        args=RLOOConfig(**shared, beta=0.2),
         train_dataset=dataset,
     )
 elif form == "async":
@@ -62,7 +62,7 @@ elif form == "async":
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=remote_reward_async(url),
-        args=GRPOConfig(**settings, beta=0.05),
+        args=GRPOConfig(**settings, beta=0.2),
         train_dataset=dataset,
     )
 else:
@@ -74,7 +74,7 @@ else:
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=RemoteReward(url),
-        args=GRPOConfig(beta=0.05, **settings),
+        args=GRPOConfig(beta=0.2, **settings),
         train_dataset=dataset,
     )
     # README: end
