@@ -3,8 +3,9 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
+
+import numpy as np
 
 MIN_SUFFIX_TOKENS = 2
 "a run on a past never has one token per row: that takes another matrix kernel, with other bits"
@@ -54,19 +55,13 @@ def common_tokens(first: bytes, second: bytes) -> int:
     >>> common_tokens(pack([5, 6, 7, 8]), pack([5, 6, 9]))
     2
     """
-    low, high = 0, min(len(first), len(second)) // ITEM
-    if first[: high * ITEM] == second[: high * ITEM]:
-        return high
-    while high - low > 1:  # the first `low` tokens are equal, the first `high` are not
-        middle = (low + high) // 2
-        if first[low * ITEM : middle * ITEM] == second[low * ITEM : middle * ITEM]:
-            low = middle
-        else:
-            high = middle
-    return low
+    most = min(len(first), len(second)) // ITEM
+    if first[: most * ITEM] == second[: most * ITEM]:
+        return most
+    differ = np.frombuffer(first, np.int32, most) != np.frombuffer(second, np.int32, most)
+    return int(differ.argmax())
 
 
-@lru_cache(maxsize=2048)  # two windows: planning sees the same neighbours again, batch after batch
 def shareable_tokens(first: bytes, second: bytes) -> int:
     """How many of their first tokens two packed rows can share.
 
