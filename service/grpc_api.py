@@ -93,15 +93,7 @@ class GrpcApi:
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         """SERVING once the golden scores were reproduced, until the replica drains."""
-        status = health_pb2.HealthCheckResponse
-        if request.service not in ("", SERVICE):
-            context.set_code(grpc.StatusCode.NOT_FOUND)
-            context.set_details(f"service {request.service!r} is unknown; there is {SERVICE}")
-            return health_pb2.HealthCheckResponse(status=status.SERVICE_UNKNOWN)
-        draining = self._scorer.draining
-        return health_pb2.HealthCheckResponse(
-            status=status.NOT_SERVING if draining else status.SERVING
-        )
+        return _health(request, context, serving=not self._scorer.draining)
 
     async def watch(
         self,
@@ -114,7 +106,7 @@ class GrpcApi:
         yield self.check(request, context)
         while not (self._scorer.draining or leaving()):
             await asyncio.sleep(0.5)
-        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+        yield _health(request, context, serving=False)
 
     def _response(self, scores: Scores, request_id: str) -> pb.ScoreResponse:
         manifest = self._scorer.bundle.manifest
@@ -144,6 +136,17 @@ class GrpcApi:
             ),
             request_id=request_id,
         )
+
+
+def _health(
+    request: health_pb2.HealthCheckRequest, context: Context, serving: bool
+) -> health_pb2.HealthCheckResponse:
+    status = health_pb2.HealthCheckResponse
+    if request.service not in ("", SERVICE):
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+        context.set_details(f"service {request.service!r} is unknown; there is {SERVICE}")
+        return status(status=status.SERVICE_UNKNOWN)
+    return status(status=status.SERVING if serving else status.NOT_SERVING)
 
 
 def _parse(request: pb.ScoreRequest) -> ScoreRequest:

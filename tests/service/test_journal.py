@@ -117,16 +117,27 @@ def test_a_caller_that_leaves_before_its_request_is_whole_is_no_failure() -> Non
     assert asked == [] and coming == []
 
 
-def test_a_health_watch_ends_when_the_replica_leaves(scorer: Scorer, config: ServiceConfig) -> None:
+STATUS = health_pb2.HealthCheckResponse
+
+
+@pytest.mark.parametrize(
+    ("service", "seen"),
+    [
+        ("", [STATUS.SERVING, STATUS.NOT_SERVING]),
+        ("reward.v9.Other", [STATUS.SERVICE_UNKNOWN, STATUS.SERVICE_UNKNOWN]),
+    ],
+)
+def test_a_health_watch_ends_when_the_replica_leaves(
+    scorer: Scorer, config: ServiceConfig, service: str, seen: list[int]
+) -> None:
     api, leaving = GrpcApi(scorer, config, Journal(Recorder())), threading.Event()
-    status = health_pb2.HealthCheckResponse
 
     async def go() -> list[int]:
         seen = []
-        request = health_pb2.HealthCheckRequest()
+        request = health_pb2.HealthCheckRequest(service=service)
         async for response in api.watch(request, Call(), leaving.is_set):
             seen.append(response.status)
             leaving.set()
         return seen
 
-    assert asyncio.run(asyncio.wait_for(go(), 5)) == [status.SERVING, status.NOT_SERVING]
+    assert asyncio.run(asyncio.wait_for(go(), 5)) == seen
