@@ -1,5 +1,6 @@
 """`POST /score` as the service speaks it: bodies, answers, refusals. Pure; knows no connection."""
 
+import contextlib
 import json
 import math
 import time
@@ -173,12 +174,9 @@ def retry_after_s(value: str | None, now: float | None = None) -> float:
     """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); else 0."""
     if value is None:
         return 0.0
-    try:
-        return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0
-    except ValueError:
-        pass
-    try:
-        then = parsedate_to_datetime(value).timestamp()
-    except ValueError:
-        return 0.0
-    return max(0.0, then - (time.time() if now is None else now))
+    now = time.time() if now is None else now
+    for seconds in (float, lambda date: parsedate_to_datetime(date).timestamp() - now):
+        with contextlib.suppress(ValueError):
+            wait_s = seconds(value)
+            return max(0.0, wait_s) if math.isfinite(wait_s) else 0.0
+    return 0.0
