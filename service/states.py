@@ -16,7 +16,8 @@ class StateCache:
 
     The states of a prefix hold those of every shorter one, so prompts that begin with the same
     system prompt take its states from one another. Changed by the engine's thread alone;
-    `common` reads a snapshot and is safe from any thread.
+    `common` may be asked from any thread: the list of keys changes between two steps of it at
+    worst, and the answer is then true of a neighbour of the nearest entry.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -25,7 +26,7 @@ class StateCache:
         self._entries: OrderedDict[bytes, States] = OrderedDict()  # by packed token ids
         self._sorted: list[bytes] = []
         """Its keys: what has most in common with a row stands next to where the row would. No key
-        begins another one. Replaced, never changed, for those who read meanwhile."""
+        begins another one."""
 
     def common(self, row: bytes) -> int:
         """How many of a packed row's first tokens have states here; 0 below HEAD_TOKENS."""
@@ -51,9 +52,7 @@ class StateCache:
             self._drop(entry)
         self._entries[row] = states
         self._bytes += _nbytes(states)
-        entries = self._sorted.copy()
-        insort(entries, row)
-        self._sorted = entries
+        insort(self._sorted, row)
         self.shrink(self._max_bytes)
 
     def shrink(self, max_bytes: int) -> None:
@@ -63,15 +62,12 @@ class StateCache:
 
     def _drop(self, entry: bytes) -> None:
         self._bytes -= _nbytes(self._entries.pop(entry))
-        entries = self._sorted.copy()
-        del entries[bisect_left(entries, entry)]
-        self._sorted = entries
+        del self._sorted[bisect_left(self._sorted, entry)]
 
     def _nearest(self, row: bytes) -> tuple[int, bytes]:
         """The entry that has most tokens in common with a packed row, and how many."""
-        entries = self._sorted
-        place = bisect_left(entries, row)
-        beside = entries[max(0, place - 1) : place + 1]
+        place = bisect_left(self._sorted, row)
+        beside = self._sorted[max(0, place - 1) : place + 1]
         common, entry = max(((common_tokens(e, row), e) for e in beside), default=(0, b""))
         return (common, entry) if common >= HEAD_TOKENS else (0, b"")
 
