@@ -11,7 +11,7 @@ from service.engine import Engine, OnnxEngine
 from service.errors import BundleError
 from service.packing import PackedBudget
 from service.padded_engine import PaddedEngine
-from service.paged_engine import VARIANT as PAGED
+from service.paged_engine import VARIANTS as PAGED
 from service.paged_engine import PagedEngine
 from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
@@ -24,10 +24,10 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
     """An engine that has run, and what its runs cost. Raises BundleError, DeviceUnavailable."""
     variant = bundle.manifest.variant(config.variant)
-    if config.invariant and variant.name == PAGED:
+    if config.invariant and variant.name in PAGED:
         raise BundleError(
-            f"invariant was asked for, but variant {PAGED} computes each row in one run with "
-            "whatever shares its batch; use another variant, or leave invariant out"
+            f"invariant was asked for, but variant {variant.name} computes each row in one run "
+            "with whatever shares its batch; use another variant, or leave invariant out"
         )
     device = resolve_device(config.device, variant.devices)
     if device == "cuda":
@@ -61,7 +61,7 @@ def _batch_tokens(config: ServiceConfig, device: str) -> int:
 
 
 def _on_cuda(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
-    if config.variant == PAGED:
+    if config.variant in PAGED:
         return _paged(bundle, config), TYPICAL
     tokens = _batch_tokens(config, "cuda")
     buckets = Buckets(bundle.manifest.text.max_tokens, tokens, config.invariant)
@@ -73,7 +73,12 @@ def _on_cuda(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
 
 def _paged(bundle: Bundle, config: ServiceConfig) -> PagedEngine:
     paged = PagedEngine.open(
-        bundle, "cuda", config.max_state_bytes, config.threads, config.gpu_memory_bytes
+        bundle,
+        config.variant,
+        "cuda",
+        config.max_state_bytes,
+        config.threads,
+        config.gpu_memory_bytes,
     )
     paged.warm(_batch_tokens(config, "cuda"))
     return paged

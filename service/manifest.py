@@ -92,15 +92,15 @@ class Variant(Schema):
     graph: FileName
     data: tuple[FileName, ...] = ()
     "external data files of the graph"
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: Literal["fp32", "bf16", "fp16", "int8"]
     devices: tuple[Literal["cpu", "cuda"], ...]
     tolerance: Annotated[float, Field(gt=0)]
     "largest allowed distance of a golden score from the one torch computed in fp32"
     bit_invariant: bool
     "on CPU, the same row gets the same bits whatever shares its batch; measured at export"
     spearman: float | None = None
-    """rank correlation of its rewards with fp32's, on the evaluation set or, of bf16, on reference
-    completions; None: fp32 itself"""
+    """rank correlation of its rewards with fp32's, on the evaluation set or, of bf16 and fp16, on
+    reference completions; None: fp32 itself"""
     accuracy_change: float | None = None
     "accuracy on the evaluation set less that of fp32"
 

@@ -15,9 +15,11 @@ from service.manifest import Architecture
 from service.prefix import pack
 from service.session import onnxruntime, open_session, out_of_memory
 
-VARIANT = "bf16-paged"
-ITEM_BYTES, BFLOAT16 = 2, 16
-"of a key or value; the number of its type in ONNX's TensorProto"
+BFLOAT16, FLOAT16 = 16, 10
+VARIANTS = {"bf16-paged": BFLOAT16, "fp16-paged": FLOAT16}
+"what this engine runs, and the number of its keys' type in ONNX's TensorProto"
+ITEM_BYTES = 2
+"of a key or value"
 
 
 class Runner(Protocol):
@@ -74,17 +76,23 @@ class PagedEngine:
     def open(
         cls,
         bundle: Bundle,
+        variant: str,
         device: str,
         max_state_bytes: int,
         threads: int = 0,
         gpu_memory_bytes: int = 0,
     ) -> Self:
-        """Raises BundleError or DeviceUnavailable with the reason where it cannot be served."""
+        """Raises BundleError or DeviceUnavailable with the reason where it cannot be served.
+
+        variant: one of VARIANTS.
+        """
         sizes, max_tokens = bundle.manifest.architecture, bundle.manifest.text.max_tokens
         blocks = pool(sizes, max_tokens, max_state_bytes)
-        opened = open_session(bundle, VARIANT, device, threads, gpu_memory_bytes=gpu_memory_bytes)
+        opened = open_session(bundle, variant, device, threads, gpu_memory_bytes=gpu_memory_bytes)
         heads = sizes.kv_heads, sizes.head_dim
-        runner = SessionRunner(opened.ort, sizes.layers, blocks, opened.device, heads)
+        runner = SessionRunner(
+            opened.ort, sizes.layers, blocks, opened.device, heads, VARIANTS[variant]
+        )
         return cls(runner, blocks, max_tokens, opened.device, opened.fingerprint)
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
@@ -127,7 +135,8 @@ class PagedEngine:
 
 class SessionRunner:
     """An ONNX Runtime session whose caches stay on the device, each input and output of one
-    buffer: the operator writes in place. heads: of keys, and their width."""
+    buffer: the operator writes in place. heads: of keys, and their width; item_type: of keys, as
+    in VARIANTS."""
 
     def __init__(
         self,
@@ -136,7 +145,7 @@ class SessionRunner:
         pool: Pool,
         device: str,
         heads: tuple[int, int],
-        item_type: int = BFLOAT16,
+        item_type: int,
     ) -> None:
         make = onnxruntime().OrtValue.ortvalue_from_shape_and_type
         shape = [pool.blocks, pool.block_tokens, *heads]

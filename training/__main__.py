@@ -27,6 +27,7 @@ class VariantName(StrEnum):
     FP32 = "fp32"
     INT8 = "int8"
     BF16_PAGED = "bf16-paged"
+    FP16_PAGED = "fp16-paged"
 
 
 @app.command("demo-data")
@@ -195,7 +196,8 @@ def export(
         list[VariantName] | None,
         typer.Option(
             "--variant",
-            help="Beside fp32, which is always there: int8 for CPUs, bf16-paged for GPUs.",
+            help="Beside fp32, which is always there: int8 for CPUs; fp16-paged for GPUs, or "
+            "bf16-paged, whose numbers may be larger.",
         ),
     ] = None,
     as_json: Json = False,

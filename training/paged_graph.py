@@ -1,4 +1,4 @@
-"""The packed reward graph of the variant bf16-paged: one token axis, keys and values in blocks.
+"""The packed reward graph of bf16-paged and fp16-paged: one token axis, keys and values in blocks.
 
 Inputs   input_ids, position_ids (N,) int64: the tokens of all segments, one after the other;
          last_index (R,) int64: where in N each row's last token is;
@@ -22,7 +22,7 @@ the rows' last tokens alone. Decoders of Llama's kind are written in fewer opera
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -110,7 +110,7 @@ class PagedGraph(nn.Module):
         running = _Pass(caches, cumulative, past, table, slots, bounds, last_index)
         if self.fused:
             running.hidden = self.fused(
-                input_ids, partial(_attend_fused, running, self.sizes), last_index
+                input_ids, position_ids, partial(_attend_fused, running, self.sizes), last_index
             )
         else:
             self.backbone(
@@ -146,8 +146,7 @@ def _attend(
     # (N, H * D), (N, KV * D), (N, KV * D)
     heads = {"num_heads": query.shape[1], "kv_num_heads": key.shape[1]}
     scale = 1 / math.sqrt(query.shape[3]) if scaling is None else scaling
-    attributes = {**heads, "scale": scale}
-    output = _paged_attention(running, layer, packed, attributes, packed[0].shape[1])
+    output = _paged_attention(running, layer, packed, heads | {"scale": scale})
     output = output.unflatten(1, (query.shape[1], query.shape[3]))[None]  # (1, N, H, D)
     if layer == len(running.caches) - 1:
         running.attended = output
@@ -155,43 +154,30 @@ def _attend(
 
 
 def _attend_fused(
-    running: _Pass,
-    shape: Architecture,
-    layer: int,
-    packed: list[torch.Tensor | None],
-    rotation: States,
+    running: _Pass, shape: Architecture, layer: int, packed: list[torch.Tensor]
 ) -> torch.Tensor:
-    """A fused layer's attention, (N, H * D); the operator rotates queries and keys."""
-    attributes = {
-        "num_heads": shape.heads,
-        "kv_num_heads": shape.kv_heads,
-        "scale": 1 / math.sqrt(shape.head_dim),
-        "do_rotary": 1,
-    }
-    width = shape.heads * shape.head_dim
-    return _paged_attention(running, layer, packed, attributes, width, rotation)
+    """A fused layer's attention, (N, H * D)."""
+    heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    return _paged_attention(running, layer, packed, heads | {"scale": shape.head_dim**-0.5})
 
 
 def _paged_attention(
     running: _Pass,
     layer: int,
-    packed: list[torch.Tensor | None],
+    packed: list[torch.Tensor],
     attributes: dict[str, Any],
-    width: int,
-    rotation: Sequence[torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
-    """The operator, over all tokens: (N, width), where width is H * D."""
+    """The operator, over all tokens: (N, H * D)."""
     key_cache, value_cache = running.caches[layer]
     query = packed[0]
-    assert query is not None
     lengths = (running.cumulative, running.past, running.table)
-    inputs = [*packed, key_cache, value_cache, *lengths, *rotation, running.slots]
+    inputs = [*packed, key_cache, value_cache, *lengths, None, None, running.slots]
     output, *written = symbolic_multi_out(
         OPERATOR,
         [*inputs, *[None] * 5, running.bounds],
         attributes,
         dtypes=(query.dtype, key_cache.dtype, value_cache.dtype),
-        shapes=((query.shape[0], width), key_cache.shape, value_cache.shape),
+        shapes=(query.shape, key_cache.shape, value_cache.shape),
         version=1,
     )
     running.written[layer] = written[0], written[1]
@@ -251,7 +237,7 @@ def refuse_unpaged(model: RewardModel) -> None:
     if head_dim % HEAD_MULTIPLE or head_dim > HEAD_MOST:
         raise TrainingError(
             f"head_dim: {head_dim}, but PagedAttention takes multiples of {HEAD_MULTIPLE} up to "
-            f"{HEAD_MOST}; leave out bf16-paged"
+            f"{HEAD_MOST}; leave out paged variants"
         )
 
 

@@ -28,7 +28,8 @@ def predict(
     if not np.isfinite(rewards).all():
         row = int(np.flatnonzero(~np.isfinite(rewards))[0])
         raise TrainingError(
-            f"completion {row} of {len(rows)}: its reward is {rewards[row]}; the weights are broken"
+            f"completion {row} of {len(rows)}: its reward is {rewards[row]}; the weights are "
+            "broken, or too large for their precision"
         )
     return rewards
 

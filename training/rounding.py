@@ -1,4 +1,4 @@
-"""A reward model in bf16, where the packed graph is: embeddings and layers. Knows tensors."""
+"""A reward model in 16 bits, where the packed graph is: embeddings and layers. Knows tensors."""
 
 import copy
 
@@ -13,8 +13,8 @@ from training.model import RewardModel
 def rounded(model: RewardModel, precision: torch.dtype = torch.bfloat16) -> RewardModel:
     """A copy with embeddings and layers in `precision`; final norm and head stay in fp32.
 
-    So do buffers: rotary frequencies in bf16 would misplace tokens far from the start. It runs in
-    torch too, rounded where the graph rounds; only the order of sums differs.
+    So do buffers: rotary frequencies in 16 bits would misplace tokens far from the start. It runs
+    in torch too, rounded where the graph rounds; only the order of sums differs.
     """
     copied = copy.deepcopy(model).eval()
     norm = final_norm(copied)
@@ -39,7 +39,7 @@ def final_norm(model: RewardModel) -> nn.Module:
     if len(after) != 1:
         raise TrainingError(
             f"{model.config.model_type}: {len(after)} modules with weights beside embeddings and "
-            "layers, where the paged graph expects the final norm alone; leave out bf16-paged"
+            "layers, where a paged graph expects the final norm alone; leave out paged variants"
         )
     return after[0]
 

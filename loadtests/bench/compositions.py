@@ -1,6 +1,6 @@
 """Rows in random company: does a reward keep its bits, through JSON, in every batch it meets?
 
-Requests are random: one pair or up to 40, of one prompt or of many, in any order, several at a
+Requests are random: one pair or up to 64, of one prompt or of many, in any order, several at a
 time. Prompts come in families whose members share a random part of their beginning, so that
 prefixes of several depths are shared; few prompts are in use at a time and all return, so that
 states come from the cache and have been dropped from it. The engine runs are counted by the
@@ -26,7 +26,7 @@ Groups = list[list[Pair]]
 "pairs by prompt"
 
 FAMILIES, PROMPTS, RESPONSES = 40, 4, 6
-AT_ONCE, PART = 12, 600
+AT_ONCE, PART = 32, 600
 "requests in flight; requests between two looks at the counters"
 MIN_ROWS, MAX_PADDING = 8.0, 0.30
 LENGTHS = 60
@@ -61,7 +61,7 @@ def compose(groups: Groups, random: np.random.Generator) -> Request:
         some = groups[random.integers(len(groups))] * int(random.integers(1, 5))
     else:
         some = [pair for group in groups for pair in group]
-    order = random.permutation(len(some))[: random.integers(1, 41)]
+    order = random.permutation(len(some))[: random.integers(1, 65)]
     return tuple(some[i] for i in order)
 
 

@@ -1,7 +1,8 @@
 """What a user has without us: PyTorch's own attention over padded batches, in order or by length.
 
-Not a weak one: bf16, rows padded on the right without a mask, so that its flash attention is
-causal and computes half the square; the head at the last token alone. No prefix is shared.
+Not a weak one: bf16 where it is timed, rows padded on the right without a mask, so that its flash
+attention is causal and computes half the square; the head at the last token alone. No prefix is
+shared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,9 @@ from loadtests.bench_gpu.ceilings import synchronize
 
 
 class Torch:
-    """A model of the same shape on the device."""
+    """The same model on the device."""
 
-    def __init__(self, name: str, device: str) -> None:
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
         self._model = models.random_model(models.MODELS[name], dtype, device)
         self._device = device
 

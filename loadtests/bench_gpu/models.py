@@ -1,6 +1,7 @@
 """Bundles of random weights in the shapes of known models: speed does not depend on the values.
 
 Weights are filled with copies of one block of noise, since drawing 8 billion numbers takes minutes.
+They are numbers of bf16 in every precision, so that all variants of a model have the same.
 Texts are of made-up words, a token each.
 """
 
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,10 +18,10 @@ from transformers import AutoModel, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from service import bundle as bundles
 from service.manifest import GoldenRow, Provenance, TextRules, Variant
-from service.paged_engine import VARIANT as PAGED
 from service.text import Encoder
 from training.graph import export_graph, sizes
 from training.model import RewardModel
+from training.paged import KINDS as PAGED
 from training.paged_graph import export_paged_graph
 from training.predict import predict
 from training.rounding import final_norm, rounded
@@ -29,7 +31,7 @@ WORDS = [f"w{i}" for i in range(400)]
 BLOCK = 1 << 20
 SPREAD = 0.02
 "standard deviation of weights, as these families begin with"
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.25, PAGED: 0.25}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.25, "fp16": 0.25}
 """of golden scores whose standard deviation is near 1: a bundle that was built wrong is far off;
 bf16 keeps 8 bits, and 32 layers of random weights lose some of them"""
 
@@ -76,14 +78,15 @@ def random_model(model: Model, dtype: torch.dtype, device: str = "cpu") -> Rewar
     built = built.to(dtype).to_empty(device=device)
     # its buffers are not noise: they are computed from the configuration
     built.backbone.rotary_emb = type(built.backbone.rotary_emb)(model.config).to(device)
-    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * SPREAD
-    block = block.to(device=device, dtype=dtype)
+    noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * SPREAD
+    block = noise.bfloat16().to(device=device, dtype=dtype)
+    head = noise / SPREAD / model.config.hidden_size**0.5
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             _fill(parameter, block)
             if "norm" in name:
                 parameter.fill_(1.0)
-        built.score.weight.mul_(1 / SPREAD / model.config.hidden_size**0.5)
+        _fill(built.score.weight, head.bfloat16().to(device=device, dtype=dtype))
     return built.eval()
 
 
@@ -97,26 +100,26 @@ def _fill(parameter: torch.Tensor, block: torch.Tensor) -> None:
 def _padded(built: RewardModel, path: Path, name: str) -> Variant:
     """The graph with past key/values; a PaddedEngine runs it on a GPU."""
     export_graph(built, 0.0, path / GRAPH)
-    return _variant(name)
+    return _variant(name, "fp32" if name == "fp32" else "bf16")
 
 
 def _packed(built: RewardModel, path: Path, name: str) -> Variant:
     """The graph with blocks; a PagedEngine runs it."""
-    copied = rounded(built)
+    copied = rounded(built, PAGED[name].dtype)
     for kept in (final_norm(copied), copied.score):
-        kept.float()  # the weights are of bf16 already; what is computed with them is not
+        kept.float()  # the weights are of 16 bits already; what is computed with them is not
     export_paged_graph(copied, 0.0, path / GRAPH)
-    return _variant(name)
+    return _variant(name, PAGED[name].precision)
 
 
-def _variant(name: str) -> Variant:
+def _variant(name: str, precision: Literal["fp32", "bf16", "fp16"]) -> Variant:
     return Variant(
         name=name,
         graph=GRAPH,
         data=(f"{GRAPH}.data",),
-        precision="fp32" if name == "fp32" else "bf16",
+        precision=precision,
         devices=("cpu", "cuda") if name == "fp32" else ("cuda",),
-        tolerance=TOLERANCE[name],
+        tolerance=TOLERANCE[precision],
         bit_invariant=False,
     )
 
@@ -124,7 +127,7 @@ def _variant(name: str) -> Variant:
 VARIANTS: dict[str, tuple[torch.dtype, Callable[[RewardModel, Path, str], Variant]]] = {
     "fp32": (torch.float32, _padded),
     "bf16": (torch.bfloat16, _padded),
-    PAGED: (torch.bfloat16, _packed),
+    **dict.fromkeys(PAGED, (torch.bfloat16, _packed)),
 }
 "how a model's variants are made: of weights of a type, by a function that writes its files"
 

@@ -109,6 +109,13 @@ def _print(result: dict[str, Any]) -> None:
             f"{measured['largest_distance'] / measured['reward_std']:.2g} of their standard "
             f"deviation away; {measured['ulp']}"
         )
+    for measured in result["parity"]:
+        console.print(
+            f"{measured['model']} {measured['system']}: {measured['rows']} rewards within "
+            f"{measured['largest_of_std']:.2g} of PyTorch's in fp32 in units of their standard "
+            f"deviation, {measured['rms_of_std']:.2g} in the mean of squares, rank correlation "
+            f"{measured['spearman']:.5f}"
+        )
     for note in (*result["notes"], *(f"FAILED {each}" for each in result["failed"])):
         console.print(note)
 

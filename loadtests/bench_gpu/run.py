@@ -22,7 +22,7 @@ from loadtests.bench_gpu.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOM = Path("runs/bench-gpu")
-GPU_VARIANTS = f"bf16,{models.PAGED}"
+GPU_VARIANTS = ",".join(["bf16", *models.PAGED])
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", default="qwen3-0.6b,llama-3.1-8b")
-    parser.add_argument("--variants", help="bf16,bf16-paged; on a CPU fp32")
+    parser.add_argument("--variants", help=f"{GPU_VARIANTS}; on a CPU fp32")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--budget", type=int, help="padded tokens of a run; 16384, on a CPU 1024")
     parser.add_argument("--quick", action="store_true", help="few pairs, and short ones")
@@ -68,6 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
             "started": time.perf_counter(),
             "rows": [],
             "invariance": [],
+            "parity": [],
             "failed": [],
             "notes": [] if cuda else [report.NO_GPU],
         },

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from scipy.stats import spearmanr
 
 from loadtests.bench.roofline import Work, distinct
 from loadtests.bench.workloads import Workload, Writer
@@ -23,8 +25,10 @@ from service.text import Encoder
 QUICK = 64
 "times fewer pairs, a sixteenth as long each"
 COMPANY_ROWS, COMPANY_RUNS = 96, 200
+PARITY_ROWS = {"batches": 96, "groups": 32}
+"whose rewards are held beside those of PyTorch in fp32: rows that share nothing, and two groups"
 STATE_BYTES = 16 << 30
-"of bf16-paged's blocks: 131,072 tokens of Llama-3.1-8B, so that the budget in tokens ends a batch"
+"of a paged variant: 131,072 tokens of Llama-3.1-8B, so that the budget in tokens ends a batch"
 TRACED = 4
 "a part of that size of a workload is traced: a trace holds every kernel"
 
@@ -43,16 +47,16 @@ class Bench:
     "of the files that the result is written to"
     result: dict[str, Any]
     rewards: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    "of a model's first rows, by model and system"
+    "of a model's PARITY_ROWS, by model and system"
     expected: dict[str, np.ndarray] = field(default_factory=dict)
-    "PyTorch's for the same rows, by model"
+    "PyTorch's in fp32 for the same rows, by model"
 
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self.result['started']:6.0f} s  {text}", flush=True)
 
     def settings(self, variant: str) -> dict[str, Any]:
         """Of the service, beside bundle, variant and device."""
-        states = {"max_state_bytes": STATE_BYTES} if variant == models.PAGED else {}
+        states = {"max_state_bytes": STATE_BYTES} if variant in models.PAGED else {}
         return {"max_batch_tokens": self.budget, **states}
 
     def workloads(self, model: str) -> list[Workload]:
@@ -101,7 +105,7 @@ def _one(b: Bench, name: str, variant: str) -> None:
         lambda: _alone(b, name, variant, bundle, asked),
         lambda: _invariant(b, name, variant, bundle, asked[0]),
         lambda: _torch(b, name, asked),
-        lambda: _distances(b, name, variant),
+        lambda: _parity(b, name, asked),
         lambda: _http(b, name, variant, bundle, asked),
     ]
     for part in parts:
@@ -126,6 +130,7 @@ def _alone(b: Bench, name: str, variant: str, bundle: Bundle, asked: list[Asked]
         _row(b, name, variant, each, engine.measure(each.requests, each.workload.in_flight))
         _trace(b, engine, each)
     _company(b, name, variant, engine, asked[0])
+    b.rewards[name, variant] = _in_batches(engine.engine.run, _parity_rows(asked))
     engine.close()
 
 
@@ -148,7 +153,7 @@ def _ask(bundle: Bundle, workload: Workload) -> Asked:
 
 def _invariant(b: Bench, name: str, variant: str, bundle: Bundle, asked: Asked) -> None:
     """What one fixed shape per length costs, and whether it keeps the bits."""
-    if b.device == "cpu" or variant == models.PAGED:  # it changes nothing; it is refused
+    if b.device == "cpu" or variant in models.PAGED:  # it changes nothing; it is refused
         return
     engine = _open(b, bundle, variant, invariant=True)
     measured = engine.measure(asked.requests, asked.workload.in_flight)
@@ -158,11 +163,17 @@ def _invariant(b: Bench, name: str, variant: str, bundle: Bundle, asked: Asked) 
 
 
 def _company(b: Bench, name: str, system: str, engine: InProcess, asked: Asked) -> None:
-    """Bits, and the distance from PyTorch's rewards for the same rows."""
     rows = asked.rows[:COMPANY_ROWS]
     measured = ulp.in_company(engine.engine, rows, 10 if b.quick else COMPANY_RUNS)
     b.result["invariance"].append({"model": name, "system": system, **measured})
-    b.rewards[name, system] = engine.engine.run(rows)
+
+
+def _parity_rows(asked: list[Asked]) -> Rows:
+    return [row for each in asked for row in each.rows[: PARITY_ROWS.get(each.workload.name, 0)]]
+
+
+def _in_batches(run: Callable[[Rows], np.ndarray], rows: Rows) -> np.ndarray:
+    return np.concatenate([run(rows[i : i + 32]) for i in range(0, len(rows), 32)])
 
 
 def _trace(b: Bench, engine: InProcess, asked: Asked) -> None:
@@ -173,10 +184,12 @@ def _trace(b: Bench, engine: InProcess, asked: Asked) -> None:
 
 def _torch(b: Bench, name: str, asked: list[Asked]) -> None:
     """Both baselines on all rows at once, which is the best for them; once for all variants."""
-    if name in b.expected:
+    if any((row["model"], row["system"]) == (name, "torch padded") for row in b.result["rows"]):
         return
-    model = baselines.Torch(name, b.device)
-    b.expected[name] = model.score(asked[0].rows[:COMPANY_ROWS], b.budget, True).numpy()
+    dtype = torch.bfloat16 if b.device == "cuda" else torch.float32
+    model = baselines.Torch(name, b.device, dtype)
+    rewards = model.score(_parity_rows(asked), b.budget, True).numpy()
+    b.rewards[name, f"torch {str(dtype).removeprefix('torch.')}"] = rewards
     for each in asked:
         for system, by_length in (("torch padded", False), ("torch by length", True)):
             model.score(each.rows[:64], b.budget, by_length)  # warm
@@ -187,16 +200,30 @@ def _torch(b: Bench, name: str, asked: list[Asked]) -> None:
     ceilings.release(b.device)
 
 
-def _distances(b: Bench, name: str, variant: str) -> None:
-    """How far the variant's rewards are from PyTorch's."""
+def _parity(b: Bench, name: str, asked: list[Asked]) -> None:
+    """How far everybody's rewards are from PyTorch's in fp32, which has the same weights."""
+    rows = _parity_rows(asked)
+    if not rows:
+        return
+    if name not in b.expected:
+        model = baselines.Torch(name, b.device, torch.float32)
+        b.expected[name] = model.score(rows, b.budget, True).numpy()
+        del model
+        ceilings.release(b.device)
     expected = b.expected[name]
-    for (model_name, system), rewards in b.rewards.items():
-        if model_name == name and system in (variant, f"{variant} invariant"):
-            b.result["notes"].append(
-                f"{name} {system}: rewards within {np.abs(rewards - expected).max():.2g} of "
-                f"PyTorch's with the same weights; their standard deviation is "
-                f"{expected.std():.2g}"
-            )
+    std = float(expected.std())
+    for model_name, system in list(b.rewards):
+        if model_name == name:
+            rewards = b.rewards.pop((name, system))
+            off = np.abs(rewards - expected) / std
+            found = {
+                "rows": len(rows),
+                "reward_std": std,
+                "largest_of_std": float(off.max()),
+                "rms_of_std": float(np.sqrt((off**2).mean())),
+                "spearman": float(spearmanr(rewards, expected).statistic),
+            }
+            b.result["parity"].append({"model": name, "system": system, **found})
 
 
 def _http(b: Bench, name: str, variant: str, bundle: Bundle, asked: list[Asked]) -> None:

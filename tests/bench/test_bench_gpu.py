@@ -45,9 +45,11 @@ def test_it_runs_from_end_to_end_without_a_gpu_and_says_so(tmp_path: Path) -> No
     assert rows["batches", "fp32"]["prefix_saving"] == 0
     (company,) = result["invariance"]
     assert company["same_bits"] == 1 and company["ulp"] == {"0": company["rows"]}
-    (distance,) = (note for note in result["notes"] if "of PyTorch's" in note)
+    ours, exact = result["parity"]
+    assert (ours["system"], exact["system"]) == ("fp32", "torch float32")
+    assert exact["largest_of_std"] == 0 and ours["rows"] > 0
     # fp32 through two layers: the parity that every exported family is held to
-    assert float(distance.split("within ")[1].split()[0]) <= 1e-4
+    assert ours["largest_of_std"] * ours["reward_std"] <= 1e-4
 
 
 def test_a_model_without_a_gpu_and_an_unknown_variant_end_with_one_line() -> None:
@@ -75,21 +77,27 @@ def test_a_bundle_in_bf16_has_its_layers_in_bf16_and_its_reward_in_fp32(tmp_path
     assert len(large) >= 2 * 7 and all(each.data_type == kinds.BFLOAT16 for each in large)
 
 
-def test_a_packed_bundle_has_its_caches_in_bf16_and_its_head_in_fp32(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variant", "name"), [("bf16-paged", "BFLOAT16"), ("fp16-paged", "FLOAT16")]
+)
+def test_a_packed_bundle_has_its_caches_in_16_bits_and_its_head_in_fp32(
+    variant: str, name: str, tmp_path: Path
+) -> None:
     import onnx
 
-    path = models.build("tiny", models.PAGED, tmp_path)
+    path = models.build("tiny", variant, tmp_path)
     graph = onnx.load(path / models.GRAPH, load_external_data=False).graph
     kinds = onnx.TensorProto
+    precision = kinds.DataType.Value(name)
     values = {
         entry.name: entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)
     }
     assert values["reward"] == kinds.FLOAT
-    assert values["key_cache_0"] == values["value_cache_out_1"] == kinds.BFLOAT16
+    assert values["key_cache_0"] == values["value_cache_out_1"] == precision
     assert sum(node.op_type == "PagedAttention" for node in graph.node) == 2
     # embeddings and seven matrices of each of two layers; the head of 64 weights is not among them
     large = [each for each in graph.initializer if np.prod(each.dims) > 1000]
-    assert len(large) >= 2 * 7 and all(each.data_type == kinds.BFLOAT16 for each in large)
+    assert len(large) >= 2 * 7 and all(each.data_type == precision for each in large)
     head = [node.input[1] for node in graph.node if node.op_type in ("MatMul", "Gemm")][-1]
     assert {e.name: e.data_type for e in graph.initializer}[head] == kinds.FLOAT
 

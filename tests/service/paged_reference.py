@@ -14,7 +14,11 @@ from onnx.reference.op_run import OpRun
 
 from service.blocks import Arrays, Pool
 
-FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.BFLOAT16: ml_dtypes.bfloat16}
+FLOATS = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.FLOAT16: np.float16,
+    onnx.TensorProto.BFLOAT16: ml_dtypes.bfloat16,
+}
 
 
 class PagedAttention(OpRun):
@@ -26,21 +30,10 @@ class PagedAttention(OpRun):
     def _run(
         self, query, key, value, key_cache, value_cache, cumulative, past, table, cos, sin, slots,
         sink, q_norm, k_norm, k_scale, v_scale, bounds,
-        num_heads=None, kv_num_heads=None, scale=None, do_rotary=0, qk_norm_epsilon=None, **_,
+        num_heads=None, kv_num_heads=None, scale=None, do_rotary=0, **_,
     ):  # fmt: skip
-        assert all(each is None for each in (sink, k_scale, v_scale))
-        if key is None:
-            width = key_cache.shape[3]
-            ends = np.array([num_heads, num_heads + kv_num_heads]) * width
-            query, key, value = np.split(query, ends, axis=1)
-        assert (cos is not None) == (sin is not None) == bool(do_rotary)
-        places = np.concatenate(
-            [np.arange(p, p + n) for p, n in zip(past, np.diff(cumulative), strict=True)]
-        )
-        query, key = (
-            _prepared(each, key_cache.shape[3], norm, qk_norm_epsilon, cos, sin, places)
-            for each, norm in ((query, q_norm), (key, k_norm))
-        )
+        unused = (cos, sin, sink, q_norm, k_norm, k_scale, v_scale)
+        assert all(each is None for each in unused) and not do_rotary
         lengths = np.diff(cumulative)
         assert cumulative[0] == 0 and cumulative[-1] == len(query) and (lengths >= 0).all()
         assert lengths.max() <= bounds[0] and (past + lengths).max() <= bounds[1]
@@ -86,22 +79,6 @@ class WritesLate(PagedAttention):
 
 
 WritesLate.__name__ = "PagedAttention"  # the evaluator goes by it
-
-
-def _prepared(states, width, norm, epsilon, cos, sin, places):
-    """(N, heads * D) queries or keys, normed and rotated as the kernel does: in fp32, rounded
-    after the norm and after the rotation."""
-    dtype = states.dtype
-    heads = states.reshape(len(states), -1, width)
-    if norm is not None:
-        exact = heads.astype(np.float32)
-        heads = _rms_norm(exact, norm.astype(np.float32), epsilon).astype(dtype)
-    if cos is not None:
-        exact = heads.astype(np.float32)
-        first, second = np.split(exact, 2, axis=-1)
-        c, s = (np.asarray(table[places], np.float32)[:, None] for table in (cos, sin))
-        heads = np.concatenate([first * c - second * s, second * c + first * s], -1).astype(dtype)
-    return heads.reshape(len(states), -1)
 
 
 def _rms_norm(values, weight, epsilon):

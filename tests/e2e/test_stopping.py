@@ -1,0 +1,172 @@
+"""A service or its replicas stop under load, and nothing that was accepted is lost."""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from service.bundle import Bundle
+from service.config import ServiceConfig
+from service.pairs import Pair
+from service.scorer import Scorer, score_offline
+from training.demo.walk import Service, serving
+
+BODY = {"prompt": "What is 2 plus 2?", "responses": ["The sum is 4.", "The sum is 5.", ""]}
+
+
+class Load:
+    """Clients that ask without pause until told to stop; what became of every request.
+
+    pause_s lies between a request's headers and its body; padding is white space after the body.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        expected: list[float],
+        clients: int = 12,
+        pause_s: float = 0,
+        padding: int = 0,
+    ) -> None:
+        self.answers: list[tuple[float, str]] = []  # (when it was asked, what became of it)
+        self._stop = threading.Event()
+        self._url = f"{url}/score"
+        self._body = json.dumps(BODY).encode() + b" " * padding
+        self._pause_s = pause_s
+        self._expected = expected
+        self._clients = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for client in self._clients:
+            client.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for client in self._clients:
+            client.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            asked = time.monotonic()
+            outcome = self._ask()
+            self.answers.append((asked, outcome))
+            if outcome != "right":
+                time.sleep(0.01)
+
+    def until_answered(self, more: int) -> None:
+        """Return when so many more were answered right."""
+        enough, given_up = self._right() + more, time.monotonic() + 60
+        while self._right() <= enough:
+            assert time.monotonic() < given_up, self.answers[-3:]
+            time.sleep(0.05)
+
+    def _right(self) -> int:
+        return sum(outcome == "right" for _, outcome in self.answers)
+
+    def _paused(self) -> Iterator[bytes]:
+        time.sleep(self._pause_s)
+        yield self._body
+
+    def _ask(self) -> str:
+        length = {"Content-Length": str(len(self._body))}
+        request = urllib.request.Request(self._url, self._paused(), length)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return "right" if json.load(response)["rewards"] == self._expected else "wrong"
+        except urllib.error.HTTPError as error:
+            waits = error.code == 404 or error.headers.get("retry-after")
+            return str(error.code) if waits else f"{error.code} without Retry-After"
+        except urllib.error.URLError as error:
+            refused = isinstance(error.reason, ConnectionRefusedError)
+            return "refused" if refused else f"lost: {error.reason}"
+        except OSError as error:
+            return f"lost: {error!r}"
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer) -> list[float]:
+    pairs = [Pair(BODY["prompt"], response) for response in BODY["responses"]]
+    return [result.reward for result in score_offline(scorer, pairs)]
+
+
+def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected) -> None:
+    """Until the application is gone each request is answered right or with 503 and Retry-After.
+
+    It is gone with the first 404 of Ray's or the first connection refused: what is asked from then
+    on was not accepted.
+    """
+    with serving(bundle.path) as service, Load(service.url, expected) as load:
+        load.until_answered(100)
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(60)
+    assert service.process.returncode == 0
+    gone = min(asked for asked, outcome in load.answers if outcome in ("404", "refused"))
+    before = Counter(outcome for asked, outcome in load.answers if asked < gone)
+    assert set(before) <= {"right", "503", "404", "refused"}, before
+    refused = [asked for asked, outcome in load.answers if outcome == "503"]
+    assert before["right"] > 100 and before["503"] > 100
+    # long enough for load balancers to see it: half of what it is, less than which says something
+    assert max(refused) - min(refused) > ServiceConfig.model_fields["drain_notice_s"].default / 2
+    assert not any(outcome in ("right", "wrong") for asked, outcome in load.answers if asked > gone)
+
+
+def _replicas(service: Service) -> list[psutil.Process]:
+    """Those that HAProxy sends requests to: a replica listens on one of these ports for it."""
+
+    def takes_requests(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return "ServeReplica:default:reward" in "".join(process.cmdline()) and any(
+                each.status == psutil.CONN_ESTABLISHED and each.laddr.port in range(30000, 31001)
+                for each in process.net_connections("tcp4")
+            )
+        return False
+
+    return [p for p in psutil.Process(service.process.pid).children(True) if takes_requests(p)]
+
+
+def _two_without(service: Service, gone: psutil.Process | None) -> list[psutil.Process]:
+    """The two replicas as soon as there are two and the one that had to go has gone."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        replicas = _replicas(service)
+        if len(replicas) == 2 and gone not in replicas:
+            return replicas
+        time.sleep(0.2)
+    raise AssertionError(f"not two replicas after 120 s: {replicas}, {gone} had to go")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_replicas_that_are_killed_under_load_lose_nothing(
+    bundle: Bundle, expected, number: signal.Signals
+) -> None:
+    """Two replicas, always with load; three times one of them gets the signal.
+
+    On SIGTERM it leaves when it has answered, whatever the size of a request. What was in flight on
+    a process killed with -9 HAProxy repeats, headers and body apart or not, up to a body of 1 MiB.
+    """
+    with serving(bundle.path, "--replicas=2") as service:
+        loads = [Load(service.url, expected, 5), Load(service.url, expected, 5, pause_s=0.005)]
+        if number == signal.SIGTERM:
+            loads.append(Load(service.url, expected, 2, padding=2 * 1024 * 1024))
+        with contextlib.ExitStack() as stack:
+            for load in loads:
+                stack.enter_context(load)
+            gone = None
+            for _ in range(3):
+                gone = _two_without(service, gone)[0]
+                for load in loads:
+                    load.until_answered(35)
+                gone.send_signal(number)
+            _two_without(service, gone)
+    for load in loads:
+        outcomes = Counter(outcome for _, outcome in load.answers)
+        assert set(outcomes) == {"right"} and outcomes["right"] > 100, outcomes
