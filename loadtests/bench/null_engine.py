@@ -15,8 +15,6 @@ from service.config import ServiceConfig
 
 
 def build(config: ServiceConfig) -> Any:
-    from ray import serve
-
     from service import deployment
 
     class NullReplica(deployment.RewardReplica.func_or_class):
@@ -24,7 +22,7 @@ def build(config: ServiceConfig) -> Any:
             await super().__init__(config)
             self._scorer.engine.run = lambda rows, *_, **__: np.zeros(len(rows), np.float32)
 
-    deployment.RewardReplica = serve.deployment(name="reward")(NullReplica)
+    deployment.RewardReplica = deployment.RewardReplica.options(func_or_class=NullReplica)
     return build_app(config)
 
 
