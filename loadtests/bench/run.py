@@ -10,6 +10,7 @@ Ends with 1 when a reward is not the offline one to the bit. Goals that are miss
 import argparse
 import contextlib
 import datetime
+import os
 import signal
 import sys
 import time
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--compositions", type=int, metavar="RUNS")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped all the same
+    os.environ |= servers.PATIENCE
     try:
         _run(arguments)
     except WrongReward as error:

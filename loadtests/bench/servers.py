@@ -20,6 +20,9 @@ from training.demo.walk import serving
 
 ROOT = Path(__file__).parents[2]
 STOP_TIMEOUT_S = 60
+PATIENCE = {"RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3600"}
+"""for the environment: who stood still for a minute (SIGSTOP) has missed three health checks of
+Serve's and gets a new ingress, which refuses connections until it listens"""
 METRICS_DELAY_S = 2.5
 "the service's series are on its page within 2 s"
 
