@@ -17,7 +17,7 @@ from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
 from service.session import resolve_device
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 "of a run, where the configuration leaves it to the device"
 
 

@@ -234,7 +234,7 @@ def _summing() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "tokens"), [("cpu", 0, 2048), ("cuda", 0, 16_384), ("cuda", 700, 700)]
+    ("device", "asked", "tokens"), [("cpu", 0, 1024), ("cuda", 0, 16_384), ("cuda", 700, 700)]
 )
 def test_a_batch_is_as_large_as_the_device_asks_for_unless_it_is_set(
     bundle, device: str, asked: int, tokens: int
