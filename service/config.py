@@ -27,7 +27,7 @@ class ServiceConfig(BaseModel):
     whatever shares their batch; a CPU does so in any shape with a variant that promises it"""
 
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0
-    """padded tokens of one engine run, its prefixes apart (of bf16-paged, computed tokens,
+    """padded tokens of one engine run, its prefixes apart (of a paged variant, computed tokens,
     prefixes among them); a single longer row still runs, alone. What arrives meanwhile waits for
     so much. 0: 1,024 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
     with 4,096, 921 with 16,384 (Qwen3-0.6B, bf16-paged, 26 Nov 2026). Here 2,048 take single pairs
@@ -37,7 +37,7 @@ class ServiceConfig(BaseModel):
     "share of padded tokens in a batch above which it is not filled further"
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
     """key and value states that exist at once: those of the running batch, of every row with its
-    prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of bf16-paged the
+    prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of a paged one the
     size of its blocks, which are there from the start; padded graphs on a GPU hold none"""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     "key and value states of recent prefixes that are kept at most"
