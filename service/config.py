@@ -30,7 +30,7 @@ class ServiceConfig(BaseModel):
     """padded tokens of one engine run, its prefixes apart (of a paged variant, computed tokens,
     prefixes among them); a single longer row still runs, alone. What arrives meanwhile waits for
     so much. 0: 1,024 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
-    with 4,096, 921 with 16,384 (Qwen3-0.6B, bf16-paged, 26 Nov 2026). Here 2,048 score 2 to 3 %
+    with 4,096, 921 with 16,384 (Qwen3-0.6B, bf16-paged, 26 Nov 2026). Here 2,048 score 2 to 4 %
     more single pairs, whose p99 beside a large request is then 4.0 to 4.8 times what it is alone,
     not 2.2 to 2.3 (`make bench`, twice each, 27 Nov 2026)"""
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
