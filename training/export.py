@@ -98,8 +98,8 @@ def write_proved(
         bundle = _record_measured(bundle, *_serve(unfinished, completions))
         if int8.NAME in variants:
             bundle = int8.add_int8(bundle, held_out)
+        rows = _spread(source, completions) if packed else []
         for name in packed:
-            rows = _spread(source, completions)
             bundle = paged.add_paged(bundle, name, source.model, source.mean, rows)
         unfinished.rename(out)
     return bundles.load(out)

@@ -3,7 +3,7 @@
 The graph runs on CUDA alone, so an export without a GPU cannot run it. What is measured is torch
 on the CPU with the same weights in 16 bits, rounded where the graph rounds; that the graph computes
 what torch does is tested in fp32, with its operator in numpy (tests/service/test_paged_engine.py),
-and was measured on GPUs with random weights: as near to fp32 as torch in 16 bits (README, GPU).
+and was measured on GPUs with random weights: no further from fp32 than torch in bf16 (README, GPU).
 A replica replays the golden scores on its GPU before it is ready, as with every variant.
 
 fp16 keeps three bits more than bf16 and ends at 65,504: a model whose numbers are larger somewhere

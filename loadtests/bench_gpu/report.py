@@ -113,7 +113,7 @@ def _print(result: dict[str, Any]) -> None:
         console.print(
             f"{measured['model']} {measured['system']}: {measured['rows']} rewards within "
             f"{measured['largest_of_std']:.2g} of PyTorch's in fp32 in units of their standard "
-            f"deviation, {measured['rms_of_std']:.2g} in the mean of squares, rank correlation "
+            f"deviation, root mean square {measured['rms_of_std']:.2g}, rank correlation "
             f"{measured['spearman']:.5f}"
         )
     for note in (*result["notes"], *(f"FAILED {each}" for each in result["failed"])):
