@@ -50,4 +50,7 @@ def _failure(error: Exception) -> EngineFailure:
 def _outcome(reward: float) -> Outcome:
     if np.isfinite(reward):
         return reward
-    return NonFiniteReward(f"the model gave {reward}; its weights or this input are broken")
+    return NonFiniteReward(
+        f"the model gave {reward}: its weights or this input are broken, "
+        "or its numbers are too large for this variant's precision"
+    )

@@ -55,7 +55,8 @@ def refuse_paged(model: AnyRewardModel) -> None:
     if isinstance(model, EncoderRewardModel):
         raise TrainingError(
             f"paged variants are for causal models; in {model.config.model_type}, an encoder, "
-            "every token sees every other, so no prompt's states could be shared; export without"
+            "every token sees every other, so no prompt's states could be shared; export without "
+            "--variant bf16-paged and fp16-paged"
         )
     refuse_unpaged(model)
 

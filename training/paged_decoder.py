@@ -5,9 +5,9 @@ RotaryEmbedding, each residual sum together with the norm behind it. Other decod
 operators that transformers' own forward exports to.
 
 The attention operator could norm and rotate by itself, but slower: for 16,384 tokens of Qwen3-0.6B
-in bf16 on an H100, rotation takes 458 us there and 280 us here, and norms take 160 us either way
-(ONNX Runtime 1.31.1, 27 Nov 2026). Nor is there a faster kernel for the gated activation, one of
-two operators (301 us): GatedRMSNorm, scaled until it norms nothing, takes 311, and MoE with a
+in bf16 on an H100, rotation takes 458 us there and 260 to 280 here, and norms take 160 us either
+way (ONNX Runtime 1.31.1, 27 Nov 2026). Nor is there a faster kernel for the gated activation, one
+of two operators (301 us): GatedRMSNorm, scaled until it norms nothing, takes 311, and MoE with a
 single expert wins by its activation what it loses by its products.
 """
 

@@ -10,7 +10,7 @@ from training.graph import layer_stack
 from training.model import RewardModel
 
 
-def rounded(model: RewardModel, precision: torch.dtype = torch.bfloat16) -> RewardModel:
+def rounded(model: RewardModel, precision: torch.dtype) -> RewardModel:
     """A copy with embeddings and layers in `precision`; final norm and head stay in fp32.
 
     So do buffers: rotary frequencies in 16 bits would misplace tokens far from the start. It runs

@@ -4,7 +4,6 @@ Its weights are as good as random. Its tokenizer is a byte-level BPE of generate
 which are one token, so that texts have the lengths they are asked for.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-import training
+from loadtests.sources import digest
 from service.bundle import TOKENIZER
 from training.config import read_config
 from training.demo.walk import CONFIG
@@ -63,7 +62,7 @@ QUICK = Shape("quick", 1024, 2, 64, 128, 2, 1, records=100)
 
 def build(shape: Shape, root: Path) -> Path:
     """The bundle below `root`; made unless these sources have made it before."""
-    path = root / f"{shape.name}-{_digest(shape)}"
+    path = root / f"{shape.name}-{digest(shape, CONFIG, Path(__file__))}"
     if not (path / "bundle").is_dir():
         data = path / "data.jsonl"
         path.mkdir(parents=True, exist_ok=True)
@@ -83,15 +82,6 @@ def words(bundle: Path) -> list[str]:
             ids = tokenizer.encode(f" {word}", add_special_tokens=False).ids
             found += [word] if len(ids) == 1 else []
     return found
-
-
-def _digest(shape: Shape) -> str:
-    """Of everything that makes the bundle: this shape and the code of training and of here."""
-    sources = [*sorted(Path(training.__file__).parent.rglob("*.py")), CONFIG, Path(__file__)]
-    digest = hashlib.sha256(repr(shape).encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _write_records(file: Path, shape: Shape) -> None:

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, LlamaConfig, PretrainedConfig, Qwen3Config
 
+from loadtests.sources import digest
 from service import bundle as bundles
 from service.manifest import GoldenRow, Provenance, TextRules, Variant
 from service.text import Encoder
@@ -133,8 +134,8 @@ VARIANTS: dict[str, tuple[torch.dtype, Callable[[RewardModel, Path, str], Varian
 
 
 def build(name: str, variant: str, room: Path) -> Path:
-    """The bundle of a model with that one variant, below `room`; made unless it is there."""
-    path = room / f"{name}-{variant}"
+    """The bundle of a model with that one variant, below `room`; made unless these sources have."""
+    path = room / f"{name}-{variant}-{digest(MODELS[name], Path(__file__))}"
     if (path / bundles.MANIFEST).is_file():
         return path
     shutil.rmtree(path, ignore_errors=True)

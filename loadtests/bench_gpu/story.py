@@ -96,14 +96,14 @@ def bench(b: Bench, names: Sequence[str]) -> None:
 def _one(b: Bench, name: str, variant: str) -> None:
     """A model's variant: alone, invariant, PyTorch beside it, their rewards, over HTTP.
 
-    What fails is noted and the rest goes on: GPUs are lent by the minute.
+    What fails is noted and the rest goes on: GPU time is dear.
     """
     bundle = bundles.load(models.build(name, variant, b.room))
     b.say(f"{name}: bundle with variant {variant}")
     asked = [_ask(bundle, workload) for workload in b.workloads(name)]
     parts: list[Callable[[], None]] = [
         lambda: _alone(b, name, variant, bundle, asked),
-        lambda: _invariant(b, name, variant, bundle, asked[0]),
+        lambda: _invariant(b, name, variant, bundle, asked),
         lambda: _torch(b, name, asked),
         lambda: _parity(b, name, asked),
         lambda: _http(b, name, variant, bundle, asked),
@@ -151,14 +151,16 @@ def _ask(bundle: Bundle, workload: Workload) -> Asked:
     return Asked(workload, requests, work, bundle.manifest.architecture)
 
 
-def _invariant(b: Bench, name: str, variant: str, bundle: Bundle, asked: Asked) -> None:
+def _invariant(b: Bench, name: str, variant: str, bundle: Bundle, asked: list[Asked]) -> None:
     """What one fixed shape per length costs, and whether it keeps the bits."""
     if b.device == "cpu" or variant in models.PAGED:  # it changes nothing; it is refused
         return
     engine = _open(b, bundle, variant, invariant=True)
-    measured = engine.measure(asked.requests, asked.workload.in_flight)
-    _row(b, name, f"{variant} invariant", asked, measured)
-    _company(b, name, f"{variant} invariant", engine, asked)
+    first = asked[0]
+    measured = engine.measure(first.requests, first.workload.in_flight)
+    _row(b, name, f"{variant} invariant", first, measured)
+    _company(b, name, f"{variant} invariant", engine, first)
+    b.rewards[name, f"{variant} invariant"] = _in_batches(engine.engine.run, _parity_rows(asked))
     engine.close()
 
 

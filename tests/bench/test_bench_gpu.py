@@ -45,9 +45,9 @@ def test_it_runs_from_end_to_end_without_a_gpu_and_says_so(tmp_path: Path) -> No
     assert rows["batches", "fp32"]["prefix_saving"] == 0
     (company,) = result["invariance"]
     assert company["same_bits"] == 1 and company["ulp"] == {"0": company["rows"]}
-    ours, exact = result["parity"]
-    assert (ours["system"], exact["system"]) == ("fp32", "torch float32")
-    assert exact["largest_of_std"] == 0 and ours["rows"] > 0
+    ours, torch_itself = result["parity"]
+    assert (ours["system"], torch_itself["system"]) == ("fp32", "torch float32")
+    assert ours["rows"] > 0
     # fp32 through two layers: the parity that every exported family is held to
     assert ours["largest_of_std"] * ours["reward_std"] <= 1e-4
 

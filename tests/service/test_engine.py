@@ -1,4 +1,4 @@
-"""The padded engine: the same bits however a row is split, and its memory."""
+"""The engine for CPUs: the same bits however a row is split, and its memory."""
 
 import resource
 

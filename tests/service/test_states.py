@@ -1,5 +1,7 @@
 """Kept states against a plain list of what should be kept."""
 
+import itertools
+import threading
 import time
 
 import numpy as np
@@ -62,10 +64,37 @@ def test_what_is_too_short_to_be_shared_is_not_kept() -> None:
     assert cache.common(pack(row)) == cache.common(pack([*row, 1])) == 0
 
 
+def test_what_is_common_may_be_asked_while_states_come_and_go() -> None:
+    """The scheduler asks while the engine's thread keeps and drops: a right answer for a neighbour
+    at worst, never more than the row has in common with anything."""
+    cache = StateCache(40 * HEAD_TOKENS * TOKEN_BYTES)
+    known, other = [1] * (2 * HEAD_TOKENS), [2] * HEAD_TOKENS
+    stop = threading.Event()
+
+    def change() -> None:
+        for i in itertools.count(3):
+            if stop.is_set():
+                return
+            row = [i % 500] * HEAD_TOKENS
+            cache.put(pack(row), states(row))
+            cache.put(pack(known), states(known))
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    try:
+        found = {cache.common(pack([*known, 9])) for _ in range(20_000)}
+        strange = {cache.common(pack([*other, 9])) for _ in range(20_000)}
+    finally:
+        stop.set()
+        writer.join()
+    assert found <= {0, 2 * HEAD_TOKENS} and 2 * HEAD_TOKENS in found
+    assert strange <= {0, HEAD_TOKENS}
+
+
 @pytest.mark.parametrize("system_prompt", [0, 100], ids=["apart", "one system prompt"])
 def test_ten_thousand_prompts_do_not_make_the_next_one_slow(system_prompt: int) -> None:
-    """Against a hundred. An index made anew with every prompt took 98 times as long; the bound
-    leaves room for copying a list, and for a busy machine."""
+    """Against a hundred. An index made anew with every prompt took 98 times as long, a list of the
+    keys copied with every one 5 times, and moving its end up by one place, as now, 1.5 to 2."""
 
     def seconds(count: int) -> float:
         cache = StateCache(1 << 30)
@@ -81,4 +110,4 @@ def test_ten_thousand_prompts_do_not_make_the_next_one_slow(system_prompt: int) 
             laps.append(time.perf_counter() - started)
         return min(laps)
 
-    assert seconds(10_000) < 10 * seconds(100)
+    assert seconds(10_000) < 4 * seconds(100)

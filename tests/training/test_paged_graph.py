@@ -180,7 +180,7 @@ def test_a_sliding_window_is_refused_by_fused_layers_too(family: str, tmp_path) 
     owner = model.config if family.startswith("mistral") else model.backbone.layers[1].self_attn
     owner.sliding_window = 8
     with pytest.raises(TrainingError, match="sliding_window=8, which is not exported"):
-        export_paged_graph(rounded(model), 0.0, tmp_path / "paged.onnx")
+        export_paged_graph(rounded(model, torch.bfloat16), 0.0, tmp_path / "paged.onnx")
 
 
 def test_the_same_weights_give_the_same_file(graph, precision, tmp_path) -> None:
@@ -195,12 +195,12 @@ def test_heads_without_a_kernel_are_refused(family: str, tmp_path) -> None:
     with pytest.raises(
         TrainingError, match="head_dim: 12, but PagedAttention takes multiples of 8"
     ):
-        export_paged_graph(rounded(tiny(family)), 0.0, tmp_path / "paged.onnx")
+        export_paged_graph(rounded(tiny(family), torch.bfloat16), 0.0, tmp_path / "paged.onnx")
 
 
 def test_every_decoder_has_one_final_norm_that_stays_in_fp32() -> None:
     for family in DECODERS:
-        copied = rounded(tiny(family))
+        copied = rounded(tiny(family), torch.bfloat16)
         types = [parameter.dtype for parameter in copied.backbone.parameters()]
         assert set(types) == {torch.bfloat16, torch.float32}
         assert types.count(torch.float32) <= 2, family  # its weight, and a bias
