@@ -19,7 +19,12 @@ class ServiceConfig(BaseModel):
     variant: str = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
-    "threads of one engine; 0: as many as the process may use (affinity and cgroup quota)"
+    "threads of one engine run; 0: as many as the process may use (affinity and cgroup quota)"
+    runs_at_once: Annotated[int, Field(ge=1, le=64)] = 1
+    """batches of a decoder that a CPU computes at the same time, with `threads` threads each. For
+    throughput, runs of one thread and one run more than there are cores: no thread waits for
+    another at every operator (README, Benchmark). A pair that comes alone then takes as long as on
+    one core, and every run has its own states"""
     gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
     "what runs may take of a GPU's memory, weights apart; 0: all there is"
     invariant: bool = False

@@ -20,7 +20,7 @@ class EncoderEngine:
     the graph instead.
     """
 
-    ahead = 0
+    at_once, ahead = 1, 0
     shares_prefixes = False
     buckets: Buckets | None = None
     pool: Pool | None = None

@@ -1,6 +1,8 @@
 """Token ids -> rewards. Knows arrays; knows nothing of text."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -21,15 +23,17 @@ kernel computes the whole square of queries and keys and half of it is in vain: 
 
 
 class Engine(Protocol):
-    """Computes the reward of each row. Called from 1 + `ahead` threads, which take turns at the
-    device: one prepares its batch while another one's runs."""
+    """Computes the reward of each row. Called from `at_once` + `ahead` threads; where `at_once` are
+    in the device, one more prepares its batch and waits for its turn."""
 
     fingerprint: str
     "runtime, version and device: with the bundle id, what decides the bits"
     device: str
     "cpu or cuda"
+    at_once: int
+    "batches that run at the same time"
     ahead: int
-    "batches handed over while one runs, so that the device does not idle while the next is planned"
+    "batches handed over beyond those, so that the device does not idle while the next is planned"
     shares_prefixes: bool
     "False where every row is computed in full"
 
@@ -66,8 +70,12 @@ class OnnxEngine:
 
     The prefixes of a batch run once each, together; the rest of each row runs with their states
     as past, to the same bits. States of recent prefixes are kept within `prefix_cache_bytes`, and
-    together with those of the running batch within `max_state_bytes`: the batch comes first. They
-    are in the CPU's memory: on CUDA a PaddedEngine runs the graph instead.
+    together with those of the running batches within `max_state_bytes`: the batches come first, and
+    one that does not fit beside the others waits. They are in the CPU's memory: on CUDA a
+    PaddedEngine runs the graph instead.
+
+    `at_once` threads may run batches on the one session: where the threads of one run wait for each
+    other, at every operator, another one's have the core.
     """
 
     ahead = 0
@@ -83,11 +91,13 @@ class OnnxEngine:
         threads: int = 0,
         prefix_cache_bytes: int = 256 * 1024 * 1024,
         max_state_bytes: int = 2 * 1024 * 1024 * 1024,
+        at_once: int = 1,
     ) -> None:
         sizes = bundle.manifest.architecture
         if sizes.kind != "causal":
             raise BundleError(f"this engine runs causal models, the bundle is {sizes.kind}")
-        opened = open_session(bundle, variant, device, threads)
+        opened = open_session(bundle, variant, device, threads, spinning=at_once == 1)
+        self.at_once = at_once
         self._session = opened.ort
         self.device, self.fingerprint = opened.device, opened.fingerprint
         names = {entry.name for entry in self._session.get_inputs()}
@@ -97,15 +107,18 @@ class OnnxEngine:
         self._states = StateCache(prefix_cache_bytes)
         self._max_state_bytes = max_state_bytes
         self._token_bytes = sizes.state_bytes_per_token()
+        self._running_bytes = 0
+        self._room = threading.Condition()
+        self._prefix_turn = threading.Lock()
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
         state_tokens = len(rows) * max(map(len, rows))
         try:
             past = self._past(rows, prefix_tokens) if prefix_tokens else self._empty
-            self._make_room(state_tokens)
-            past, done = self._advance(rows, past, prefix_tokens)
-            (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
+            with self._room_for(state_tokens):
+                past, done = self._advance(rows, past, prefix_tokens)
+                (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -116,44 +129,68 @@ class OnnxEngine:
     def cached_tokens(self, row: Sequence[int]) -> int:
         return max(0, min(self._states.common(pack(row)), len(row) - MIN_SUFFIX_TOKENS))
 
-    def _make_room(self, state_tokens: int) -> None:
-        """Drop kept states for those of a run, which the runtime holds twice: past and present."""
-        self._states.shrink(max(0, self._max_state_bytes - 2 * state_tokens * self._token_bytes))
+    @contextmanager
+    def _room_for(self, state_tokens: int) -> Iterator[None]:
+        """Wait until a run's states, which the runtime holds twice, past and present, fit beside
+        those of other runs, and drop kept ones for them."""
+        needed = 2 * state_tokens * self._token_bytes
+        with self._room:
+            self._room.wait_for(
+                lambda: (
+                    not self._running_bytes or self._running_bytes + needed <= self._max_state_bytes
+                )
+            )
+            self._running_bytes += needed
+            self._states.shrink(max(0, self._max_state_bytes - self._running_bytes))
+        try:
+            yield
+        finally:
+            with self._room:
+                self._running_bytes -= needed
+                self._room.notify_all()
 
     def _past(self, rows: Sequence[Sequence[int]], tokens: int) -> States:
-        """States of each row's first `tokens` tokens, (B or 1, KV, P, D), every kind once."""
+        """States of each row's first `tokens` tokens, (B or 1, KV, P, D), every kind once.
+
+        One thread at a time computes them: who waited for it may find its own among them.
+        """
         prefixes = {pack(row[:tokens]): row[:tokens] for row in rows}
-        missing = [ids for packed, ids in prefixes.items() if self._states.common(packed) < tokens]
-        found = {
-            packed: self._states.get(packed, tokens)
-            for packed in prefixes
-            if self._states.common(packed) == tokens
-        }
-        if missing:
-            found |= self._compute(missing)
-        for ids in missing:
-            self._states.put(pack(ids), found[pack(ids)])
+        found = self._kept(prefixes, tokens)
+        if len(found) < len(prefixes):
+            with self._prefix_turn:
+                found |= self._kept(prefixes.keys() - found.keys(), tokens)
+                if missing := [ids for packed, ids in prefixes.items() if packed not in found]:
+                    found |= self._compute(missing)
         if len(prefixes) == 1:
             return found[next(iter(prefixes))]
         kinds = [found[pack(row[:tokens])] for row in rows]
         return {name: np.concatenate([kind[name] for kind in kinds]) for name in self._empty}
 
+    def _kept(self, prefixes: Iterable[bytes], tokens: int) -> dict[bytes, States]:
+        """States of those packed prefixes that there are."""
+        kept = {packed: self._states.get(packed, tokens) for packed in prefixes}
+        return {packed: states for packed, states in kept.items() if states is not None}
+
     def _compute(self, prefixes: Sequence[Sequence[int]]) -> dict[bytes, States]:
-        """States of prefixes of one length, together: from kept ones as far as all share them."""
+        """States of prefixes of one length, together, from kept ones as far as all share them; now
+        kept as well."""
         packed = [pack(ids) for ids in prefixes]
         shared = min(common_tokens(packed[0], each) for each in packed)
         known = min(shared, self._states.common(packed[0]), len(prefixes[0]) - MIN_TOKENS)
-        if known < MIN_TOKENS:
-            known = 0  # no single token's run
-        past = self._states.get(packed[0], known) if known else self._empty
+        past = self._states.get(packed[0], known) if known >= MIN_TOKENS else None
+        if past is None:  # no single token's run
+            past, known = self._empty, 0
         past, done = self._advance(prefixes, past, known)
         states = self._run_states(prefixes, past, done)
-        if len(prefixes) == 1:
-            return {packed[0]: states}
-        return {
-            each: {name: state[i : i + 1].copy() for name, state in states.items()}
-            for i, each in enumerate(packed)
-        }
+        computed = {packed[0]: states}
+        if len(prefixes) > 1:
+            computed = {
+                each: {name: state[i : i + 1].copy() for name, state in states.items()}
+                for i, each in enumerate(packed)
+            }
+        for each, own in computed.items():
+            self._states.put(each, own)
+        return computed
 
     def _advance(
         self, rows: Sequence[Sequence[int]], past: States, done: int

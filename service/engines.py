@@ -30,6 +30,12 @@ def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
             "with whatever shares its batch; use another variant, or leave invariant out"
         )
     device = resolve_device(config.device, variant.devices)
+    causal = bundle.manifest.architecture.kind == "causal"
+    if config.runs_at_once > 1 and not (causal and device == "cpu"):
+        raise BundleError(
+            f"runs_at_once: {config.runs_at_once}, but on {device} this "
+            f"{bundle.manifest.architecture.kind} model runs one batch at a time; leave it out"
+        )
     if device == "cuda":
         return _on_cuda(bundle, config)
     if config.invariant and not variant.bit_invariant:
@@ -38,9 +44,11 @@ def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
             "this CPU in every batch; use variant fp32, or leave invariant out"
         )
     common = bundle, config.variant, device, config.threads
-    if bundle.manifest.architecture.kind == "bidirectional":
+    if not causal:
         return EncoderEngine(*common), TYPICAL
-    engine = OnnxEngine(*common, config.prefix_cache_bytes, config.max_state_bytes)
+    engine = OnnxEngine(
+        *common, config.prefix_cache_bytes, config.max_state_bytes, at_once=config.runs_at_once
+    )
     return engine, warmup.measure_costs(engine, bundle.manifest.text.max_tokens)
 
 

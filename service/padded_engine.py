@@ -32,6 +32,7 @@ class PaddedEngine:
     Decoders need no mask: attention is causal, so a real token never sees one that pads.
     """
 
+    at_once = 1
     shares_prefixes = False
     pool: Pool | None = None
 

@@ -52,6 +52,7 @@ class PagedEngine:
     own. Rewards may depend in their last bits on what shares the run (README, GPU: invariance).
     """
 
+    at_once = 1
     shares_prefixes = True
     buckets: Buckets | None = None
 

@@ -4,15 +4,15 @@ A batch is formed when the engine becomes free, never on a timer. Requests take 
 begins with the oldest row of the request whose turn it is, and is filled with rows of similar
 length from all of them, so that a request of thousands of rows cannot starve a single pair.
 
-An engine that asks for it (`ahead`) is handed the next batch while one runs, so that a GPU does not
-idle while Python plans: as soon as a whole batch is waiting, since what is handed over can no
-longer be filled up, and below that the device is not what is short.
+An engine that asks for it is handed the next batch while one runs, to run it beside the first
+(`at_once`), or so that a GPU does not idle while Python plans (`ahead`): as soon as a whole batch
+is waiting, since what is handed over can no longer be filled up, and below that the device is not
+what is short.
 """
 
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Scored:
     engine_ms: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Handed:
     """A batch that a worker thread has, running or next."""
 
@@ -76,13 +76,14 @@ class Scheduler:
         "waiting or in the engine"
         self._pace = Pace()
         self._line = Line()
-        self._handed: deque[_Handed] = deque()
+        self._handed: list[_Handed] = []
+        "the oldest first; the engine runs the first `at_once` of them"
         self._running: dict[bytes, list[Place]] = {}
         "rows that were handed over, and everybody they will answer"
         self._full_line: asyncio.Event | None = None
         "set when a whole batch may be waiting"
         self._loop_task: asyncio.Task[None] | None = None
-        self._workers = started(1 + engine.ahead, "engine")
+        self._workers = started(engine.at_once + engine.ahead, "engine")
 
     async def score(
         self,
@@ -150,7 +151,7 @@ class Scheduler:
 
     @property
     def running_s(self) -> float:
-        """How long the batch in the engine has been there; 0 when it is free."""
+        """How long the oldest batch in the engine has been there; 0 when it is free."""
         return time.perf_counter() - self._handed[0].since if self._handed else 0.0
 
     def backlog_s(self, more_tokens: float = 0.0) -> float:
@@ -168,7 +169,7 @@ class Scheduler:
             self._line.join(request)
             if self._loop_task is None:
                 self._loop_task = loop.create_task(self._work())
-            elif self._full_line and self._may_take():
+            elif self._full_line and self._takes_more and self._may_take():
                 self._full_line.set()
         self._gauge()
         return request
@@ -190,12 +191,12 @@ class Scheduler:
     async def _work(self) -> None:
         """Run batches while anything waits."""
         self._pace.begin()
-        self._full_line = asyncio.Event() if self._engine.ahead else None
+        self._full_line = asyncio.Event()
         try:
             while self._hand_over():
                 await self._until_free()
-                if self._handed[0].done.done():
-                    self._finish(self._handed[0], *self._handed[0].done.result())
+                for handed in [each for each in self._handed if each.done.done()]:
+                    self._finish(handed, *handed.done.result())
         except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
             log.exception("the scheduler failed")
             self._abandon(EngineFailure(f"scheduler: {type(error).__name__}"))
@@ -208,7 +209,7 @@ class Scheduler:
 
     def _hand_over(self) -> bool:
         """Give the workers what they may have; whether it has anything."""
-        while len(self._handed) <= self._engine.ahead and self._may_take():
+        while self._takes_more and self._may_take():
             batch = next_batch(self._line, self._engine, self._shortage.budget, self._costs)
             if batch is None:
                 break
@@ -220,21 +221,26 @@ class Scheduler:
             self._gauge()
         return bool(self._handed)
 
+    @property
+    def _takes_more(self) -> bool:
+        """Whether the engine has not all the batches it asks for."""
+        return len(self._handed) < self._engine.at_once + self._engine.ahead
+
     def _may_take(self) -> bool:
         """Whether a batch may be formed now: the engine is free, or a whole one waits."""
         return not self._handed or self._line.tokens >= self._shortage.budget.full_tokens
 
     async def _until_free(self) -> None:
-        """Until the batch in the engine is done, or a whole batch waits that may be handed over."""
-        running = self._handed[0].done
-        if self._full_line is None or len(self._handed) > self._engine.ahead:
-            await asyncio.wait([running])
+        """Until a batch is done, or a whole one waits that may be handed over."""
+        assert self._full_line is not None
+        awaited: list[asyncio.Future[Any]] = [handed.done for handed in self._handed]
+        if not self._takes_more:
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             return
         self._full_line.clear()
         arrival = asyncio.ensure_future(self._full_line.wait())
-        either: list[asyncio.Future[Any]] = [running, arrival]
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*awaited, arrival], return_when=asyncio.FIRST_COMPLETED)
         finally:
             arrival.cancel()
 
@@ -252,7 +258,7 @@ class Scheduler:
         self._gauge()
 
     def _finish(self, handed: _Handed, outcomes: Sequence[Outcome], shortages: int) -> None:
-        """Answer whoever waits for the oldest batch that was handed over."""
+        """Answer whoever waits for a batch that is done."""
         batch, now = handed.batch, time.perf_counter()
         engine_s = now - handed.since
         self._shortage.note(shortages)
@@ -274,9 +280,9 @@ class Scheduler:
                 request.answer(i, outcome)
                 self._tokens.leave(len(request.rows[i]))
         # last: whatever fails before it, _abandon knows whom to tell
-        self._handed.popleft()
+        self._handed.remove(handed)
         for packed in batch.packed:
             del self._running[packed]
-        if self._handed:
-            self._handed[0].since = now
+        if len(self._handed) >= self._engine.at_once:
+            self._handed[self._engine.at_once - 1].since = now  # it has its turn
         self._gauge()

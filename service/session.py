@@ -57,14 +57,17 @@ def open_session(
     threads: int = 0,
     *,
     fixed_shapes: bool = False,
+    spinning: bool = True,
     gpu_memory_bytes: int = 0,
     invariant: bool = False,
 ) -> Session:
     """Open a variant's graph on `device` (auto, cpu or cuda).
 
     threads: of the CPU; 0: as many as the process may use. fixed_shapes: few shapes come again
-    and again, so the runtime keeps a memory plan for each. gpu_memory_bytes: limit of the
-    activations on CUDA, weights apart; 0: none. invariant: only deterministic kernels.
+    and again, so the runtime keeps a memory plan for each. spinning: a thread that waits for
+    others of its run keeps its core, which is best where nothing else wants it. gpu_memory_bytes:
+    limit of the activations on CUDA, weights apart; 0: none. invariant: only deterministic
+    kernels.
     Raises DeviceUnavailable, BundleError.
     """
     chosen = bundle.manifest.variant(variant)
@@ -75,6 +78,8 @@ def open_session(
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.enable_mem_pattern = fixed_shapes  # it keeps a plan for every shape it has seen
     options.use_deterministic_compute = invariant
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     providers: list[Any] = [CPU]
     missing = ""

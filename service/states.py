@@ -1,5 +1,6 @@
 """Key and value states of recent prefixes. Knows arrays; knows nothing of what made them."""
 
+import threading
 from bisect import bisect_left, insort
 from collections import OrderedDict
 
@@ -15,14 +16,15 @@ class StateCache:
     """States of recent prefixes, the least recently used dropped first, within a cap of bytes.
 
     The states of a prefix hold those of every shorter one, so prompts that begin with the same
-    system prompt take its states from one another. Changed by the engine's thread alone;
-    `common` may be asked from any thread: the list of keys changes between two steps of it at
-    worst, and the answer is then true of a neighbour of the nearest entry.
+    system prompt take its states from one another. Safe from any thread. `common` waits for none:
+    the list of keys changes between two steps of it at worst, and the answer is then true of a
+    neighbour of the nearest entry.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._changing = threading.RLock()
         self._entries: OrderedDict[bytes, States] = OrderedDict()  # by packed token ids
         self._sorted: list[bytes] = []
         """Its keys: what has most in common with a row stands next to where the row would. No key
@@ -32,33 +34,38 @@ class StateCache:
         """How many of a packed row's first tokens have states here; 0 below HEAD_TOKENS."""
         return self._nearest(row)[0]
 
-    def get(self, row: bytes, tokens: int) -> States:
-        """States of the first `tokens` tokens of a packed row, views into what is kept.
-
-        `tokens` is at most `common(row)`.
-        """
-        _, entry = self._nearest(row)
-        self._entries.move_to_end(entry)
-        return {name: state[:, :, :tokens] for name, state in self._entries[entry].items()}
+    def get(self, row: bytes, tokens: int) -> States | None:
+        """States of the first `tokens` tokens of a packed row, views into what is kept; None where
+        not all of them have some."""
+        with self._changing:
+            common, entry = self._nearest(row)
+            if common < tokens or not entry:
+                return None
+            self._entries.move_to_end(entry)
+            return {name: state[:, :, :tokens] for name, state in self._entries[entry].items()}
 
     def put(self, row: bytes, states: States) -> None:
         """Keep the states of all of the row's tokens, which must own their memory; those of its
         beginning are dropped. Nothing below HEAD_TOKENS is kept."""
-        common, entry = self._nearest(row)
         tokens = len(row) // ITEM
-        if _nbytes(states) > self._max_bytes or tokens == common or tokens < HEAD_TOKENS:
+        if _nbytes(states) > self._max_bytes or tokens < HEAD_TOKENS:
             return
-        if common and len(entry) == common * ITEM:
-            self._drop(entry)
-        self._entries[row] = states
-        self._bytes += _nbytes(states)
-        insort(self._sorted, row)
-        self.shrink(self._max_bytes)
+        with self._changing:
+            common, entry = self._nearest(row)
+            if tokens == common:
+                return
+            if common and len(entry) == common * ITEM:
+                self._drop(entry)
+            self._entries[row] = states
+            self._bytes += _nbytes(states)
+            insort(self._sorted, row)
+            self.shrink(self._max_bytes)
 
     def shrink(self, max_bytes: int) -> None:
         """Drop the least recently used until what is left has at most `max_bytes`."""
-        while self._bytes > max_bytes:
-            self._drop(next(iter(self._entries)))
+        with self._changing:
+            while self._bytes > max_bytes:
+                self._drop(next(iter(self._entries)))
 
     def _drop(self, entry: bytes) -> None:
         self._bytes -= _nbytes(self._entries.pop(entry))

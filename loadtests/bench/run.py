@@ -46,7 +46,7 @@ def bench(
     with contextlib.ExitStack() as stack:
         offline = Offline(bundle)
         stack.callback(offline.close)
-        starting = [servers.module(f"baselines.{name}", bundle) for name in systems]
+        starting = [servers.beside(name, bundle) for name in systems]
         service, *baselines = stack.enter_context(
             servers.together(servers.service(bundle), *starting)
         )
@@ -89,7 +89,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="measure this bundle instead")
     workloads, baselines = (*THROUGHPUT, *OTHERS), ("serve_batch", "one_by_one")
     parser.add_argument("--workloads", default=workloads, type=_some(workloads))
-    parser.add_argument("--systems", default=baselines, type=_some(baselines), help="baselines")
+    known = (*baselines, servers.AT_ONCE)
+    parser.add_argument("--systems", default=baselines, type=_some(known), help="baselines")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--soak", type=int, metavar="REQUESTS")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.machine import usable_cpus
 from training.demo.walk import serving
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,8 @@ STOP_TIMEOUT_S = 60
 PATIENCE = {"RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3600"}
 """for the environment: who stood still for a minute (SIGSTOP) has missed three health checks of
 Serve's and gets a new ingress, which refuses connections until it listens"""
+AT_ONCE = "at_once"
+"the service with runs of one thread, one more than there are cores"
 METRICS_DELAY_S = 2.5
 "the service's series are on its page within 2 s"
 
@@ -55,9 +58,17 @@ class Server:
 
 
 @contextmanager
-def service(bundle: Path, *options: str) -> Iterator[Server]:
+def service(bundle: Path, *options: str, name: str = "service") -> Iterator[Server]:
     with serving(bundle, *options) as started:
-        yield Server("service", started.url, started.process.pid)
+        yield Server(name, started.url, started.process.pid)
+
+
+def beside(name: str, bundle: Path) -> AbstractContextManager[Server]:
+    """What the service is compared with: a baseline, or itself with other settings."""
+    if name == AT_ONCE:
+        options = ("--threads=1", f"--set=runs_at_once={usable_cpus() + 1}")
+        return service(bundle, *options, name=name)
+    return module(f"baselines.{name}", bundle)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""An engine that is handed its next batch early is never idle meanwhile, and else alike."""
+"""An engine that is handed its next batch early, beside or ahead, is never idle meanwhile, and else
+alike."""
 
 import asyncio
 import threading
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle
+from service.config import ServiceConfig
 from service.engine import OnnxEngine
 from service.errors import DeadlineExceeded, EngineFailure
+from service.pairs import Pair
 from service.planner import Budget
 from service.scheduler import Scheduler
+from service.scorer import Scorer
 from tests.service.test_scheduler import GUILTY, Watched, _rows, settled
 
 LENGTH, ROWS = 64, 16
@@ -182,3 +186,57 @@ def test_a_run_that_hangs_is_told_from_what_waits_behind_it(scheduler, engine) -
         assert scheduler.running_s == 0
 
     asyncio.run(go())
+
+
+def test_a_batch_that_is_done_is_answered_while_an_older_one_runs(bundle: Bundle) -> None:
+    class Held(OnnxEngine):
+        held = threading.Event()
+
+        def run(self, rows, prefix_tokens=0):
+            if len(rows[0]) == 2 * LENGTH:
+                self.held.wait()
+            return super().run(rows, prefix_tokens)
+
+    engine = Held(bundle, "fp32", "cpu", 1, at_once=2)
+    scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
+
+    async def go() -> None:
+        slow = asyncio.create_task(scheduler.score(_rows(ROWS // 2, 2 * LENGTH)))
+        await settled()
+        for seed in range(3):  # each takes the place of the one before, beside the one that is held
+            rows = _rows(ROWS, LENGTH, seed)
+            scored = await asyncio.wait_for(scheduler.score(rows), 60)
+            assert scored.rewards == OnnxEngine.run(engine, rows).tolist()
+        assert not slow.done() and scheduler.running_s > 0
+        before = scheduler.running_s
+        await asyncio.sleep(0.05)
+        assert scheduler.running_s >= before + 0.05  # of the oldest, whatever was done beside it
+        engine.held.set()
+        await slow
+
+    asyncio.run(go())
+    scheduler.close()
+    assert scheduler._tokens.used == scheduler._line.rows == 0 and not scheduler._running
+
+
+def test_a_service_of_runs_at_once_gives_the_same_bits(config: ServiceConfig) -> None:
+    """Groups of eight to a prompt, each pair a request, all waiting at the same time."""
+    words = np.random.default_rng(3).choice(["good", "bad", "seven", "plus", "sum"], (12, 40))
+    pairs = [
+        Pair(" ".join(prompt), " ".join(prompt[i : 2 * i + 1]))
+        for prompt in words
+        for i in range(8)
+    ]
+
+    def rewards(scorer: Scorer) -> list[float]:
+        async def go() -> list[float]:
+            scores = await asyncio.gather(*(scorer.score([pair]) for pair in pairs))
+            return [score.results[0].reward for score in scores]
+
+        try:
+            return asyncio.run(go())
+        finally:
+            scorer.close()
+
+    several = {"runs_at_once": 3, "threads": 1, "max_batch_tokens": 100}
+    assert rewards(Scorer.open(config.model_copy(update=several))) == rewards(Scorer.open(config))

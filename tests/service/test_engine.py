@@ -1,6 +1,7 @@
 """The engine for CPUs: the same bits however a row is split, and its memory."""
 
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -96,6 +97,44 @@ def test_a_batch_has_prefixes_of_many_kinds(bundle: Bundle) -> None:
     assert [engine.cached_tokens(row) for row in rows] == [40] * 12
     assert engine.run(rows, 40).tolist() == alone
     assert engine.run(rows, 31).tolist() == alone
+
+
+def test_batches_at_once_give_the_bits_they_have_alone(bundle: Bundle) -> None:
+    """Four threads, prompts that they share, and a cache so small that states come and go."""
+    alone = OnnxEngine(bundle, "fp32", "cpu", 1)
+    sizes = bundle.manifest.architecture
+    engine = OnnxEngine(
+        bundle, "fp32", "cpu", 2, prefix_cache_bytes=100 * sizes.state_bytes_per_token(), at_once=4
+    )
+    random = np.random.default_rng(5)
+    prompts = random.integers(3, 600, (5, 40)).tolist()
+
+    def batch(seed: int) -> list[list[int]]:
+        chosen = np.random.default_rng(seed)
+        ends = [chosen.integers(3, 600, n).tolist() for n in chosen.integers(2, 30, 6)]
+        return [prompts[chosen.integers(len(prompts))] + end for end in ends]
+
+    batches = [batch(seed) for seed in range(60)]
+    expected = [alone.run(rows) for rows in batches]
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(engine.run, batches, [40, 30, 0] * 20))
+    for rewards, right in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(rewards, right)
+    assert engine._running_bytes == 0
+
+
+def test_a_run_waits_until_its_states_fit_beside_the_others(bundle: Bundle) -> None:
+    row_bytes = 2 * 50 * bundle.manifest.architecture.state_bytes_per_token()
+    engine = OnnxEngine(bundle, "fp32", "cpu", 1, max_state_bytes=2 * row_bytes, at_once=3)
+    small, large = [[7] * 50], [[7] * 50] * 5
+    with ThreadPoolExecutor(2) as threads:
+        with engine._room_for(50):
+            beside = threads.submit(engine.run, small)
+            np.testing.assert_array_equal(beside.result(60), engine.run(small))
+            too_much = threads.submit(engine.run, large)
+            with pytest.raises(TimeoutError):
+                too_much.result(0.2)
+        assert len(too_much.result(60)) == 5  # alone it runs, however large
 
 
 @pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])

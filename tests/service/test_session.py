@@ -4,10 +4,12 @@ import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 
+from service import bundle as bundles
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.errors import BundleError, DeviceUnavailable
@@ -93,23 +95,31 @@ def test_two_runtimes_in_one_directory_are_refused_in_two_they_are_not(tmp_path:
         refuse_two_runtimes([cpu, _installed(tmp_path / "a", "onnxruntime-gpu")])
 
 
-def test_invariant_on_a_cpu_needs_a_variant_that_promises_it(bundle: Bundle, copy: Path) -> None:
-    from service import bundle as bundles
+def rewrite(copy: Path, bundle: Bundle, **changed: Any) -> None:
+    """The bundle's copy gets its manifest with something else in it."""
+    names = ("name", "architecture", "text", "normalization", "variants", "evaluation")
+    parts = {name: getattr(bundle.manifest, name) for name in (*names, "provenance")}
+    bundles.write_manifest(copy, **parts | changed)
 
+
+def test_invariant_on_a_cpu_needs_a_variant_that_promises_it(bundle: Bundle, copy: Path) -> None:
     Scorer.open(ServiceConfig(bundle=bundle.path, device="cpu", invariant=True)).close()
-    manifest = bundle.manifest
-    (fp32,) = manifest.variants
-    bundles.write_manifest(
-        copy,
-        **{
-            name: getattr(manifest, name)
-            for name in ("name", "architecture", "text", "normalization", "evaluation")
-        },
-        provenance=manifest.provenance,
-        variants=(fp32.model_copy(update={"bit_invariant": False}),),
-    )
+    (fp32,) = bundle.manifest.variants
+    rewrite(copy, bundle, variants=(fp32.model_copy(update={"bit_invariant": False}),))
     with pytest.raises(BundleError, match="use variant fp32, or leave invariant out"):
         Scorer.open(ServiceConfig(bundle=copy, device="cpu", invariant=True))
+
+
+def test_what_runs_one_batch_at_a_time_refuses_more(bundle: Bundle, copy: Path) -> None:
+    """An encoder; what kind it is, is read before its graph."""
+    manifest = bundle.manifest
+    rewrite(
+        copy,
+        bundle,
+        architecture=manifest.architecture.model_copy(update={"kind": "bidirectional"}),
+    )
+    with pytest.raises(BundleError, match="runs_at_once: 3, but on cpu this bidirectional model"):
+        Scorer.open(ServiceConfig(bundle=copy, device="cpu", runs_at_once=3))
 
 
 def test_the_gpu_is_named_as_its_driver_does(tmp_path: Path) -> None:
