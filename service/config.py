@@ -21,10 +21,10 @@ class ServiceConfig(BaseModel):
     threads: Annotated[int, Field(ge=0)] = 0
     "threads of one engine run; 0: as many as the process may use (affinity and cgroup quota)"
     runs_at_once: Annotated[int, Field(ge=1, le=64)] = 1
-    """batches of a decoder that a CPU computes at the same time, with `threads` threads each. For
-    throughput, runs of one thread and one run more than there are cores: no thread waits for
-    another at every operator (README, Benchmark). A pair that comes alone then takes as long as on
-    one core, and every run has its own states"""
+    """batches of a decoder that a CPU computes at the same time, with `threads` threads each, while
+    whole batches wait; they share max_state_bytes. For throughput, runs of one thread and one run
+    more than there are cores: no thread waits for another at every operator (README, Benchmark).
+    What comes when less than a whole batch waits then has one core"""
     gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
     "what runs may take of a GPU's memory, weights apart; 0: all there is"
     invariant: bool = False
@@ -42,7 +42,7 @@ class ServiceConfig(BaseModel):
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a batch above which it is not filled further"
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
-    """key and value states that exist at once: those of the running batch, of every row with its
+    """key and value states that exist at once: those of the running batches, of every row with its
     prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of a paged one the
     size of its blocks, which are there from the start; padded graphs on a GPU hold none"""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024

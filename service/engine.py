@@ -23,8 +23,8 @@ kernel computes the whole square of queries and keys and half of it is in vain: 
 
 
 class Engine(Protocol):
-    """Computes the reward of each row. Called from `at_once` + `ahead` threads; where `at_once` are
-    in the device, one more prepares its batch and waits for its turn."""
+    """Computes the reward of each row. Called from `at_once` + `ahead` threads: so many runs go on
+    at the same time, so many more are prepared and wait for their turn."""
 
     fingerprint: str
     "runtime, version and device: with the bundle id, what decides the bits"
@@ -74,8 +74,9 @@ class OnnxEngine:
     one that does not fit beside the others waits. They are in the CPU's memory: on CUDA a
     PaddedEngine runs the graph instead.
 
-    `at_once` threads may run batches on the one session: where the threads of one run wait for each
-    other, at every operator, another one's have the core.
+    `at_once` threads may run batches on the one session: while the threads of one run wait for each
+    other, at every operator, those of another use the core. What a run needs it has before it
+    begins, its prefixes included, in the order in which runs ask.
     """
 
     ahead = 0
@@ -108,15 +109,16 @@ class OnnxEngine:
         self._max_state_bytes = max_state_bytes
         self._token_bytes = sizes.state_bytes_per_token()
         self._running_bytes = 0
-        self._room = threading.Condition()
+        self._room, self._next = threading.Condition(), threading.Lock()
         self._prefix_turn = threading.Lock()
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
         state_tokens = len(rows) * max(map(len, rows))
         try:
-            past = self._past(rows, prefix_tokens) if prefix_tokens else self._empty
             with self._room_for(state_tokens):
+                past = self._past(rows, prefix_tokens) if prefix_tokens else self._empty
+                self._states.shrink(max(0, self._max_state_bytes - self._running_bytes))
                 past, done = self._advance(rows, past, prefix_tokens)
                 (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
         except Exception as error:
@@ -131,17 +133,13 @@ class OnnxEngine:
 
     @contextmanager
     def _room_for(self, state_tokens: int) -> Iterator[None]:
-        """Wait until a run's states, which the runtime holds twice, past and present, fit beside
-        those of other runs, and drop kept ones for them."""
+        """Reserve a run's states, which the runtime holds twice, past and present; wait until they
+        fit beside those of other runs. A smaller run does not overtake one that waits."""
         needed = 2 * state_tokens * self._token_bytes
-        with self._room:
-            self._room.wait_for(
-                lambda: (
-                    not self._running_bytes or self._running_bytes + needed <= self._max_state_bytes
-                )
-            )
+        most = self._max_state_bytes - needed
+        with self._next, self._room:
+            self._room.wait_for(lambda: self._running_bytes <= max(0, most))
             self._running_bytes += needed
-            self._states.shrink(max(0, self._max_state_bytes - self._running_bytes))
         try:
             yield
         finally:
@@ -152,7 +150,7 @@ class OnnxEngine:
     def _past(self, rows: Sequence[Sequence[int]], tokens: int) -> States:
         """States of each row's first `tokens` tokens, (B or 1, KV, P, D), every kind once.
 
-        One thread at a time computes them: who waited for it may find its own among them.
+        One thread at a time computes what is missing: who waited may find its own among it.
         """
         prefixes = {pack(row[:tokens]): row[:tokens] for row in rows}
         found = self._kept(prefixes, tokens)
@@ -167,7 +165,7 @@ class OnnxEngine:
         return {name: np.concatenate([kind[name] for kind in kinds]) for name in self._empty}
 
     def _kept(self, prefixes: Iterable[bytes], tokens: int) -> dict[bytes, States]:
-        """States of those packed prefixes that there are."""
+        """Of those packed prefixes, the states that are kept."""
         kept = {packed: self._states.get(packed, tokens) for packed in prefixes}
         return {packed: states for packed, states in kept.items() if states is not None}
 

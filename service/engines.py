@@ -61,7 +61,8 @@ def limits(engine: Engine, bundle: Bundle, config: ServiceConfig) -> Limits:
     if not engine.shares_prefixes:  # then it holds no states
         return replace(padded, share_prefixes=False)
     token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
-    return replace(padded, state_tokens=max(1, config.max_state_bytes // token_bytes))
+    each = config.max_state_bytes // config.runs_at_once
+    return replace(padded, state_tokens=max(1, each // token_bytes))
 
 
 def _batch_tokens(config: ServiceConfig, device: str) -> int:

@@ -43,7 +43,7 @@ def run_isolated(
 
 def _failure(error: Exception) -> EngineFailure:
     if isinstance(error, MemoryError):
-        return EngineFailure("this row alone needs more memory than there is")
+        return EngineFailure("this row by itself needed more memory than there was")
     return EngineFailure(f"the engine failed on this row: {type(error).__name__}")
 
 

@@ -52,7 +52,7 @@ class _Handed:
     batch: Batch
     done: asyncio.Future[tuple[list[Outcome], int]]
     since: float
-    "when the engine was free for it"
+    "since when it is its turn"
 
 
 class Scheduler:
@@ -280,9 +280,10 @@ class Scheduler:
                 request.answer(i, outcome)
                 self._tokens.leave(len(request.rows[i]))
         # last: whatever fails before it, _abandon knows whom to tell
+        had_its_turn = self._handed.index(handed) < self._engine.at_once
         self._handed.remove(handed)
         for packed in batch.packed:
             del self._running[packed]
-        if len(self._handed) >= self._engine.at_once:
-            self._handed[self._engine.at_once - 1].since = now  # it has its turn
+        if had_its_turn and len(self._handed) >= self._engine.at_once:
+            self._handed[self._engine.at_once - 1].since = now  # now that one has
         self._gauge()

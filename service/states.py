@@ -35,8 +35,8 @@ class StateCache:
         return self._nearest(row)[0]
 
     def get(self, row: bytes, tokens: int) -> States | None:
-        """States of the first `tokens` tokens of a packed row, views into what is kept; None where
-        not all of them have some."""
+        """States of the first `tokens` tokens of a packed row, views into what is kept; None
+        unless all of them are."""
         with self._changing:
             common, entry = self._nearest(row)
             if common < tokens or not entry:

@@ -1,6 +1,7 @@
 """The engine for CPUs: the same bits however a row is split, and its memory."""
 
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -123,18 +124,40 @@ def test_batches_at_once_give_the_bits_they_have_alone(bundle: Bundle) -> None:
     assert engine._running_bytes == 0
 
 
-def test_a_run_waits_until_its_states_fit_beside_the_others(bundle: Bundle) -> None:
+def test_a_prefix_that_two_runs_want_is_computed_once(bundle: Bundle) -> None:
+    class Slow(OnnxEngine):
+        computed = 0
+
+        def _compute(self, prefixes):
+            self.computed += len(prefixes)
+            time.sleep(0.1)  # the others come meanwhile
+            return super()._compute(prefixes)
+
+    engine = Slow(bundle, "fp32", "cpu", 1, at_once=4)
+    rows = [[*[7] * 40, i, i] for i in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(lambda row: engine.run([row], 40)[0], rows))
+    assert engine.computed == 1
+    np.testing.assert_array_equal(got, engine.run(rows))
+
+
+def test_a_run_waits_until_its_states_fit_and_is_not_overtaken(bundle: Bundle) -> None:
     row_bytes = 2 * 50 * bundle.manifest.architecture.state_bytes_per_token()
     engine = OnnxEngine(bundle, "fp32", "cpu", 1, max_state_bytes=2 * row_bytes, at_once=3)
     small, large = [[7] * 50], [[7] * 50] * 5
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(3) as threads:
+        alone = engine.run(small)
         with engine._room_for(50):
-            beside = threads.submit(engine.run, small)
-            np.testing.assert_array_equal(beside.result(60), engine.run(small))
-            too_much = threads.submit(engine.run, large)
-            with pytest.raises(TimeoutError):
-                too_much.result(0.2)
-        assert len(too_much.result(60)) == 5  # alone it runs, however large
+            np.testing.assert_array_equal(threads.submit(engine.run, small).result(60), alone)
+            waiting = threads.submit(engine.run, large)
+            while not engine._next.locked():
+                time.sleep(0.001)
+            after = threads.submit(engine.run, small)  # it would fit now
+            for run in (waiting, after):
+                with pytest.raises(TimeoutError):
+                    run.result(0.1)
+        assert len(waiting.result(60)) == 5  # alone it runs, however large
+        assert len(after.result(60)) == 1
 
 
 @pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])

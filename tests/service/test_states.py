@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.prefix import HEAD_TOKENS, common_tokens, pack
+from service.prefix import HEAD_TOKENS, ITEM, common_tokens, pack
 from service.states import StateCache
 
 TOKEN_BYTES = 8
@@ -79,16 +79,20 @@ def test_what_is_common_may_be_asked_while_states_come_and_go() -> None:
             cache.put(pack(row), states(row))
             cache.put(pack(known), states(known))
 
-    writer = threading.Thread(target=change)
-    writer.start()
+    writers = [threading.Thread(target=change) for _ in range(3)]
+    for writer in writers:
+        writer.start()
     try:
         found = {cache.common(pack([*known, 9])) for _ in range(20_000)}
         strange = {cache.common(pack([*other, 9])) for _ in range(20_000)}
     finally:
         stop.set()
-        writer.join()
+        for writer in writers:
+            writer.join()
     assert found <= {0, 2 * HEAD_TOKENS} and 2 * HEAD_TOKENS in found
     assert strange <= {0, HEAD_TOKENS}
+    assert cache._sorted == sorted(cache._entries)
+    assert cache._bytes == sum(len(row) // ITEM * TOKEN_BYTES for row in cache._entries)
 
 
 @pytest.mark.parametrize("system_prompt", [0, 100], ids=["apart", "one system prompt"])
