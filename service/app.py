@@ -1,22 +1,29 @@
 """ServiceConfig -> Ray Serve application, and running it in this process's own cluster."""
 
-import contextlib
 import importlib.util
 import logging
 import os
-import random
 import re
 import signal
-import socket
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
+from service import ports
 from service.config import ServiceConfig
 from service.errors import RewardError
 
 REPLICA_PORTS = 64
 "gRPC ports that replicas of one service may take on one machine"
+INTERNAL = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+"ports that only Ray's own processes use"
 APP = "default"
 "Ray Serve's own name for the one application of a cluster"
 
@@ -60,22 +67,18 @@ def uses_haproxy(config: ServiceConfig) -> bool:
     return installed and config.ingress != "python"
 
 
-def environment(config: ServiceConfig) -> dict[str, str]:
+def environment(config: ServiceConfig, internal: Sequence[int], replicas: range) -> dict[str, str]:
     """What Ray reads once, when it is imported. What is set already wins, but for the ingress.
 
-    Ports that only Ray's own processes use are free ones, so several services fit on one machine.
+    `internal` are ports that only Ray's own processes use, `replicas` those of the replicas' gRPC.
+    Without them Ray's replicas take ports from 40000 on and share one that another service's
+    replica has: Ray gives gRPC "0" for so_reuseport, a string, and so it stays on. The kernel then
+    deals the connections of both services out to both, and one answers with the other's rewards.
     """
-    internal = (
-        "RAY_SERVE_HAPROXY_STATS_PORT",
-        "RAY_SERVE_HAPROXY_METRICS_PORT",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
-    )
-    first = _free_window(REPLICA_PORTS)
     values = {
-        **dict(zip(internal, map(str, _free_ports(len(internal))), strict=True)),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + REPLICA_PORTS),
+        **dict(zip(INTERNAL, map(str, internal), strict=True)),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(replicas[-1]),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_metrics_report_interval_ms": "1000",
@@ -101,46 +104,23 @@ def environment(config: ServiceConfig) -> dict[str, str]:
     return values | {"RAY_SERVE_ENABLE_HA_PROXY": "1" if uses_haproxy(config) else "0"}
 
 
-def _free_window(count: int) -> int:
-    """The first of `count` ports in a row that nobody listens on, above outgoing connections'.
-
-    Ray's replicas take gRPC ports from 40000 on and would share one that another service's replica
-    has: Ray gives gRPC "0" for so_reuseport, a string, and so it stays on. The kernel then deals
-    the connections of both services out to both, and one answers with the other's rewards.
-    """
-    for first in random.sample(range(61000, 65535 - count), 1000):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("", port))
-            return first
-    raise ServeFailed(f"no {count} free ports in a row between 61000 and 65535")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, from a range that neither Ray's workers (10002 to 19999), its
-    replicas (from 30000) nor outgoing connections (from 32768) are given ports of."""
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        for port in random.sample(range(20000, 30000), 1000):
-            candidate = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                candidate.bind(("", port))
-                ports.append(port)
-            if len(ports) == count:
-                return ports
-    raise ServeFailed("no free ports between 20000 and 30000")
-
-
 def run(config: ServiceConfig, announce: Any = print) -> None:
     """Serve until SIGTERM or SIGINT, then drain: nothing that was accepted is lost.
 
-    Raises ServeFailed with the replica's own message when it cannot start.
+    Raises NoPort, and ServeFailed with the replica's own message when it cannot start.
     """
-    http, grpc = _free_ports(2)
-    config = config.model_copy(
-        update={"port": config.port or http, "grpc_port": config.grpc_port or grpc}
-    )
-    os.environ.update(environment(config))
+    with ExitStack() as held:
+        for field, port in (("port", config.port), ("grpc_port", config.grpc_port)):
+            if port:
+                ports.ensure_free(config.host, port, field)
+        http, grpc, *internal = ports.hold(2 + len(INTERNAL), ports.FOR_PROXIES, held)
+        replicas = ports.hold(REPLICA_PORTS, ports.FOR_REPLICAS, held)
+        chosen = {"port": config.port or http, "grpc_port": config.grpc_port or grpc}
+        os.environ.update(environment(config, internal, replicas))
+        _run(config.model_copy(update=chosen), announce)
+
+
+def _run(config: ServiceConfig, announce: Any) -> None:
     import ray
     from ray import serve
     from ray.serve.config import gRPCOptions

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -72,7 +73,9 @@ def _seconds_until_seen(service) -> float:
 
 
 def test_a_request_is_on_the_page_within_two_seconds(service) -> None:
-    assert _seconds_until_seen(service) < 2.5  # 2 s, and the time of one look at the page
+    """2 s, and the time of one look at the page; the median, for a moment's pause of the machine is
+    in one request's time."""
+    assert statistics.median(_seconds_until_seen(service) for _ in range(5)) < 2.5
 
 
 def test_every_declared_series_is_there_and_counts_add_up(service) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_cuda_where_there_is_none_is_a_clear_error(bundle: Bundle) -> None:
     done = _serve("run", str(bundle.path), "--device", "cuda")
     assert done.returncode == 1
     assert "device cuda was asked for, but this onnxruntime has no CUDA provider" in done.stderr
+
+
+def test_a_port_in_use_is_refused_with_one_line_before_ray_starts(bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = _serve("run", str(bundle.path), f"--port={port}", "--grpc-port=0")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"reward-serve: port: 127.0.0.1:{port}: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_replica_that_cannot_start_says_why(bundle: Bundle, copy: Path) -> None:
