@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from loadtests.bench import servers
 from service.bundle import Bundle
 from service.proto.reward.v1 import reward_pb2 as pb
 from service.proto.reward.v1.reward_pb2_grpc import RewardServiceStub
@@ -131,11 +132,11 @@ def test_errors_pass_the_ingress_unchanged(service, body: bytes, status: int) ->
     assert set(answer.json()["error"]) == {"code", "message", "field"}
 
 
-def test_two_services_on_one_machine_share_no_port(bundle: Bundle) -> None:
+def test_two_services_that_start_at_the_same_time_share_no_port(bundle: Bundle) -> None:
     """Ray's replicas would share gRPC port 40000, and each service answer for the other."""
 
-    def listening(service) -> set[int]:
-        processes = psutil.Process(service.process.pid).children(recursive=True)
+    def listening(service: servers.Server) -> set[int]:
+        processes = psutil.Process(service.pid).children(recursive=True)
         return {
             connection.laddr.port
             for process in processes
@@ -143,8 +144,8 @@ def test_two_services_on_one_machine_share_no_port(bundle: Bundle) -> None:
             if connection.status == psutil.CONN_LISTEN
         }
 
-    with serving(bundle.path) as one, serving(bundle.path) as other:
-        first, second = listening(one), listening(other)
+    with servers.together(servers.service(bundle.path), servers.service(bundle.path)) as both:
+        first, second = map(listening, both)
     assert len(first) > 10 and len(second) > 10 and not first & second
 
 
