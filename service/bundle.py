@@ -61,7 +61,7 @@ class Bundle(Schema):
             raise BundleError(f"{GOLDEN}: not golden rows: {error}", field=GOLDEN) from error
 
 
-DETERMINING = {"name", "graph", "data", "precision"}
+DETERMINING = {"name", "graph", "data", "ragged", "precision"}
 "fields of a variant that decide rewards; the others say what was measured of it"
 
 
@@ -188,7 +188,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _check_references(manifest: Manifest) -> None:
-    needed = {TOKENIZER, GOLDEN} | {n for v in manifest.variants for n in (v.graph, *v.data)}
+    graphs = {n for v in manifest.variants for n in (v.graph, v.ragged, *v.data) if n}
+    needed = {TOKENIZER, GOLDEN} | graphs
     for name in sorted(needed - manifest.files.keys()):
         raise BundleError(
             f"{name}: needed by the bundle, but {MANIFEST} does not list it", field=name

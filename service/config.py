@@ -40,7 +40,7 @@ class ServiceConfig(BaseModel):
     bench`); the engine's time with 1,024 is 1.07 of that with 2,048 for single pairs, 1.00 for
     batches, 0.95 for groups (interleaved, six turns; 27 Nov 2026)"""
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    "share of padded tokens in a batch above which it is not filled further"
+    "share of padded tokens in a padded batch above which it is not filled further"
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
     """key and value states that exist at once: those of the running batches, of every row with its
     prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of a paged one the

@@ -1,8 +1,7 @@
 """Token ids -> rewards. Knows arrays; knows nothing of text."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from service.errors import BundleError
 from service.planner import MIN_TOKENS
 from service.prefix import MIN_SUFFIX_TOKENS, common_tokens, pack
 from service.session import open_session, out_of_memory
-from service.states import StateCache, States
+from service.states import StateCache, StateRoom, States
 
 CHUNK_TOKENS = 512
 """A longer run goes through in chunks, the states of one being the past of the next. The attention
@@ -106,19 +105,18 @@ class OnnxEngine:
         empty = np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), np.float32)
         self._empty = {name: empty for name in names if name.startswith("past_")}
         self._states = StateCache(prefix_cache_bytes)
-        self._max_state_bytes = max_state_bytes
+        self._room = StateRoom(max_state_bytes)
         self._token_bytes = sizes.state_bytes_per_token()
-        self._running_bytes = 0
-        self._room, self._next = threading.Condition(), threading.Lock()
         self._prefix_turn = threading.Lock()
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         assert prefix_tokens == 0 or prefix_tokens >= MIN_TOKENS, "padding would become past"
         state_tokens = len(rows) * max(map(len, rows))
         try:
-            with self._room_for(state_tokens):
+            # the runtime holds states twice, past and present
+            with self._room.taken(2 * state_tokens * self._token_bytes):
                 past = self._past(rows, prefix_tokens) if prefix_tokens else self._empty
-                self._states.shrink(max(0, self._max_state_bytes - self._running_bytes))
+                self._states.shrink(self._room.left)
                 past, done = self._advance(rows, past, prefix_tokens)
                 (rewards,) = self._session.run(["reward"], self._feeds(rows, past, done))
         except Exception as error:
@@ -130,22 +128,6 @@ class OnnxEngine:
 
     def cached_tokens(self, row: Sequence[int]) -> int:
         return max(0, min(self._states.common(pack(row)), len(row) - MIN_SUFFIX_TOKENS))
-
-    @contextmanager
-    def _room_for(self, state_tokens: int) -> Iterator[None]:
-        """Reserve a run's states, which the runtime holds twice, past and present; wait until they
-        fit beside those of other runs. A smaller run does not overtake one that waits."""
-        needed = 2 * state_tokens * self._token_bytes
-        most = self._max_state_bytes - needed
-        with self._next, self._room:
-            self._room.wait_for(lambda: self._running_bytes <= max(0, most))
-            self._running_bytes += needed
-        try:
-            yield
-        finally:
-            with self._room:
-                self._running_bytes -= needed
-                self._room.notify_all()
 
     def _past(self, rows: Sequence[Sequence[int]], tokens: int) -> States:
         """States of each row's first `tokens` tokens, (B or 1, KV, P, D), every kind once.

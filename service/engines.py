@@ -15,6 +15,8 @@ from service.paged_engine import VARIANTS as PAGED
 from service.paged_engine import PagedEngine
 from service.planner import Budget, Limits
 from service.prefix import TYPICAL, Costs
+from service.ragged_budget import RaggedBudget
+from service.ragged_engine import RaggedEngine
 from service.session import resolve_device
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
@@ -46,9 +48,10 @@ def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Costs]:
     common = bundle, config.variant, device, config.threads
     if not causal:
         return EncoderEngine(*common), TYPICAL
-    engine = OnnxEngine(
-        *common, config.prefix_cache_bytes, config.max_state_bytes, at_once=config.runs_at_once
-    )
+    memory = config.prefix_cache_bytes, config.max_state_bytes, config.runs_at_once
+    if variant.ragged:
+        return RaggedEngine(bundle, config.variant, config.threads, *memory), TYPICAL
+    engine = OnnxEngine(*common, *memory)
     return engine, warmup.measure_costs(engine, bundle.manifest.text.max_tokens)
 
 
@@ -57,12 +60,14 @@ def limits(engine: Engine, bundle: Bundle, config: ServiceConfig) -> Limits:
     tokens = _batch_tokens(config, engine.device)
     if engine.pool:
         return PackedBudget(tokens, engine.pool.blocks, engine.pool.block_tokens)
+    token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
+    state_tokens = max(1, config.max_state_bytes // config.runs_at_once // token_bytes)
+    if isinstance(engine, RaggedEngine):
+        return RaggedBudget(tokens, state_tokens)
     padded = Budget(tokens, config.max_padding, buckets=engine.buckets)
     if not engine.shares_prefixes:  # then it holds no states
         return replace(padded, share_prefixes=False)
-    token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
-    each = config.max_state_bytes // config.runs_at_once
-    return replace(padded, state_tokens=max(1, each // token_bytes))
+    return replace(padded, state_tokens=state_tokens)
 
 
 def _batch_tokens(config: ServiceConfig, device: str) -> int:

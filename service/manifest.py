@@ -92,6 +92,9 @@ class Variant(Schema):
     graph: FileName
     data: tuple[FileName, ...] = ()
     "external data files of the graph"
+    ragged: FileName | None = None
+    """the graph that CPUs run, with the same weights and the same bits, where there is one: rows of
+    any length on one axis"""
     precision: Literal["fp32", "bf16", "fp16", "int8"]
     devices: tuple[Literal["cpu", "cuda"], ...]
     tolerance: Annotated[float, Field(gt=0)]

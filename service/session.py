@@ -56,6 +56,7 @@ def open_session(
     device: str,
     threads: int = 0,
     *,
+    graph: str = "",
     fixed_shapes: bool = False,
     spinning: bool = True,
     gpu_memory_bytes: int = 0,
@@ -63,7 +64,8 @@ def open_session(
 ) -> Session:
     """Open a variant's graph on `device` (auto, cpu or cuda).
 
-    threads: of the CPU; 0: as many as the process may use. fixed_shapes: few shapes come again
+    threads: of the CPU; 0: as many as the process may use. graph: the file, where it is not the
+    variant's main one. fixed_shapes: few shapes come again
     and again, so the runtime keeps a memory plan for each. spinning: a thread that waits for
     others of its run keeps its core, which is best where nothing else wants it. gpu_memory_bytes:
     limit of the activations on CUDA, weights apart; 0: none. invariant: only deterministic
@@ -71,6 +73,7 @@ def open_session(
     Raises DeviceUnavailable, BundleError.
     """
     chosen = bundle.manifest.variant(variant)
+    graph = graph or chosen.graph
     device = resolve_device(device, chosen.devices)
     ort = onnxruntime()
     options = ort.SessionOptions()
@@ -89,18 +92,14 @@ def open_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers.insert(0, (CUDA, cuda_options(gpu_memory_bytes)))
     try:
-        session = ort.InferenceSession(
-            os.fspath(bundle.file(chosen.graph)), options, providers=providers
-        )
+        session = ort.InferenceSession(os.fspath(bundle.file(graph)), options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen classes for it
         if device == "cuda" and "CUDA failure" in str(error):  # a driver that is too old, say
             raise DeviceUnavailable(
                 f"device cuda was asked for, and failed: {error}; see `nvidia-smi` for the driver, "
                 "which CUDA 13 needs at 580 or later, or use --device cpu"
             ) from error
-        raise BundleError(
-            f"{chosen.graph}: ONNX Runtime cannot open it: {error}", field=chosen.graph
-        ) from error
+        raise BundleError(f"{graph}: ONNX Runtime cannot open it: {error}", field=graph) from error
     if device == "cuda":
         _insist_on_cuda(session, missing)
     where = f"cuda {accelerator()}" if device == "cuda" else f"cpu {instruction_set()}"

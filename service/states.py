@@ -1,8 +1,13 @@
-"""Key and value states of recent prefixes. Knows arrays; knows nothing of what made them."""
+"""Key and value states: of recent prefixes, and the room that running batches need for theirs.
+
+Knows arrays; knows nothing of what made them.
+"""
 
 import threading
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -77,6 +82,35 @@ class StateCache:
         beside = self._sorted[max(0, place - 1) : place + 1]
         common, entry = max(((common_tokens(e, row), e) for e in beside), default=(0, b""))
         return (common, entry) if common >= HEAD_TOKENS else (0, b"")
+
+
+class StateRoom:
+    """Bytes for the states of batches that run at the same time; `left` is for kept ones."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._taken = 0
+        self._changed, self._next = threading.Condition(), threading.Lock()
+
+    @property
+    def left(self) -> int:
+        return max(0, self._max_bytes - self._taken)
+
+    @contextmanager
+    def taken(self, needed: int) -> Iterator[None]:
+        """Wait until `needed` bytes fit beside what other batches have, and hold them. Who needs
+        more than all there is waits to be alone. A smaller batch does not overtake one that waits.
+        """
+        most = max(0, self._max_bytes - needed)
+        with self._next, self._changed:
+            self._changed.wait_for(lambda: self._taken <= most)
+            self._taken += needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= needed
+                self._changed.notify_all()
 
 
 def _nbytes(states: States) -> int:

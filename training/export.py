@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from service import bundle as bundles
+from service import golden
 from service.bundle import Bundle
 from service.config import ServiceConfig
+from service.engine import OnnxEngine
 from service.errors import TrainingError
 from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Variant
 from service.pairs import Pair
@@ -28,10 +30,12 @@ from training.graph import export_graph, sizes
 from training.model import AnyRewardModel, EncoderRewardModel
 from training.normalize import reference_mean
 from training.predict import predict
+from training.ragged_graph import export_ragged_graph
 from training.run import Run, plain
 
 Completions = Sequence[tuple[Prompt, str]]
 
+GRAPH, RAGGED_GRAPH = "model.onnx", "model.ragged.onnx"
 TOLERANCE = {"fp32": 1e-4}
 "largest |ONNX - torch| of a golden score; fp32: the parity that the tests hold every family to"
 MEAN_TOLERANCE = 1e-3
@@ -116,20 +120,22 @@ def write_bundle(path: Path, source: Source, completions: Completions) -> Bundle
     """Write every file of a bundle into the directory `path`; golden rows from `completions`."""
     _allow_windows(source.model, source.rules.max_tokens)
     if isinstance(source.model, EncoderRewardModel):
-        export_encoder_graph(source.model, source.mean, path / "model.onnx")
-        architecture = encoder_sizes(source.model)
+        export_encoder_graph(source.model, source.mean, path / GRAPH)
+        architecture, ragged = encoder_sizes(source.model), None
     else:
-        export_graph(source.model, source.mean, path / "model.onnx")
-        architecture = sizes(source.model)
+        export_graph(source.model, source.mean, path / GRAPH)
+        architecture, ragged = sizes(source.model), RAGGED_GRAPH
+        export_ragged_graph(source.model, source.mean, path / ragged, path / GRAPH)
     (path / bundles.TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     if source.template is not None:
         (path / bundles.TEMPLATE).write_text(source.template, encoding="utf-8")
-    golden = [row.model_dump() for row in golden_rows(source, completions)]
-    (path / bundles.GOLDEN).write_text(json.dumps(golden) + "\n", encoding="utf-8")
+    rows = [row.model_dump() for row in golden_rows(source, completions)]
+    (path / bundles.GOLDEN).write_text(json.dumps(rows) + "\n", encoding="utf-8")
     fp32 = Variant(
         name="fp32",
-        graph="model.onnx",
-        data=("model.onnx.data",),
+        graph=GRAPH,
+        data=(f"{GRAPH}.data",),
+        ragged=ragged,
         precision="fp32",
         devices=("cpu", "cuda"),
         tolerance=TOLERANCE["fp32"],
@@ -211,10 +217,17 @@ def _source(run: Run, reference: Completions) -> Source:
 def _serve(path: Path, completions: Completions) -> tuple[np.ndarray, bool]:
     """(N,) rewards through the code that serves, and whether it reproduces bits.
 
-    Opening it replays the golden scores.
+    Opening it replays the golden scores; so does the padded graph, where CPUs run the ragged one.
     """
     scorer = Scorer.open(ServiceConfig(bundle=path, device="cpu"))
     try:
+        if scorer.variant.ragged:
+            golden.replay(
+                scorer.bundle,
+                scorer.variant,
+                scorer.encoding.encoder,
+                OnnxEngine(scorer.bundle, scorer.variant.name, "cpu"),
+            )
         pairs = [Pair(prompt, response) for prompt, response in completions]
         rewards = np.array([result.reward for result in score_offline(scorer, pairs)])
         return rewards, scorer.reproduces_bits()

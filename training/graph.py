@@ -160,6 +160,24 @@ def layer_stack(model: RewardModel) -> nn.ModuleList:
     return next(stack for stack in stacks if len(stack) == layers)
 
 
+def final_norm(model: RewardModel) -> nn.Module:
+    """What the backbone computes after its layers: one module with weights, in every family."""
+    stack = layer_stack(model)
+    after = [
+        module
+        for module in model.backbone.children()
+        if module is not stack
+        and not isinstance(module, nn.Embedding)
+        and any(True for _ in module.parameters())
+    ]
+    if len(after) != 1:
+        raise TrainingError(
+            f"{model.config.model_type}: {len(after)} modules with weights beside embeddings and "
+            "layers, where the exported graphs expect the final norm alone"
+        )
+    return after[0]
+
+
 @contextmanager
 def _last_layer_pruned(model: RewardModel) -> Iterator[None]:
     layer = layer_stack(model)[-1]

@@ -42,6 +42,7 @@ from training.graph import (
     States,
     attention_through,
     centred_head,
+    final_norm,
     layer_stack,
     own_errors,
     refuse_other_attention,
@@ -50,7 +51,6 @@ from training.graph import (
 )
 from training.model import RewardModel
 from training.paged_decoder import FusedDecoder, is_fusible
-from training.rounding import final_norm
 
 ATTENTION = "reward_paged"
 OPERATOR = "com.microsoft::PagedAttention"

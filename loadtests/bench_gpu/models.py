@@ -20,12 +20,12 @@ from loadtests.sources import digest
 from service import bundle as bundles
 from service.manifest import GoldenRow, Provenance, TextRules, Variant
 from service.text import Encoder
-from training.graph import export_graph, sizes
+from training.graph import export_graph, final_norm, sizes
 from training.model import RewardModel
 from training.paged import KINDS as PAGED
 from training.paged_graph import export_paged_graph
 from training.predict import predict
-from training.rounding import final_norm, rounded
+from training.rounding import rounded
 
 GRAPH = "model.onnx"
 WORDS = [f"w{i}" for i in range(400)]

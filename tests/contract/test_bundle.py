@@ -20,6 +20,7 @@ from tests.conftest import rewrite_manifest
 FILES = [
     "model.onnx",
     "model.onnx.data",
+    "model.ragged.onnx",
     "tokenizer.json",
     "chat_template.jinja",
     "golden.json",
@@ -190,7 +191,7 @@ def test_raw_reward_is_reward_plus_mean_in_float32(bundle: Bundle) -> None:
     assert raw.dtype == np.float32 and raw.tolist() == [1.75, 0.0]
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "golden.json"])
+@pytest.mark.parametrize("name", ["model.ragged.onnx", "tokenizer.json", "golden.json"])
 def test_a_file_with_the_right_digest_that_cannot_be_read_is_named(
     bundle: Bundle, copy: Path, name: str
 ) -> None:

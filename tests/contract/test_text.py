@@ -24,6 +24,11 @@ RULES = TextRules(
 )
 
 
+HONEST = st.text(max_size=40).filter(lambda text: "<|" not in text)
+"""what a special token begins with: transformers reads one where text spells it, we do not, and
+hypothesis tries the strings that it finds in the code"""
+
+
 @pytest.fixture(scope="module")
 def parts(bundle: Bundle) -> tuple[str, str]:
     template = bundle.template()
@@ -40,7 +45,7 @@ def _plain(parts: tuple[str, str], **changes: object) -> Encoder:
     return Encoder(parts[0], None, RULES.model_copy(update=changes))
 
 
-@given(st.text(max_size=40), st.text(max_size=20))
+@given(HONEST, HONEST)
 @settings(max_examples=200, deadline=None)
 def test_ids_are_those_of_transformers(
     run: Run, encoder: Encoder, prompt: str, response: str

@@ -121,7 +121,7 @@ def test_batches_at_once_give_the_bits_they_have_alone(bundle: Bundle) -> None:
         got = list(threads.map(engine.run, batches, [40, 30, 0] * 20))
     for rewards, right in zip(got, expected, strict=True):
         np.testing.assert_array_equal(rewards, right)
-    assert engine._running_bytes == 0
+    assert engine._room.left == 2 * 1024**3
 
 
 def test_a_prefix_that_two_runs_want_is_computed_once(bundle: Bundle) -> None:
@@ -147,10 +147,10 @@ def test_a_run_waits_until_its_states_fit_and_is_not_overtaken(bundle: Bundle) -
     small, large = [[7] * 50], [[7] * 50] * 5
     with ThreadPoolExecutor(3) as threads:
         alone = engine.run(small)
-        with engine._room_for(50):
+        with engine._room.taken(row_bytes):
             np.testing.assert_array_equal(threads.submit(engine.run, small).result(60), alone)
             waiting = threads.submit(engine.run, large)
-            while not engine._next.locked():
+            while not engine._room._next.locked():
                 time.sleep(0.001)
             after = threads.submit(engine.run, small)  # it would fit now
             for run in (waiting, after):

@@ -1,0 +1,142 @@
+"""Which waiting rows a ragged engine computes next. Pure: packed token ids in, indices out."""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from service.planner import Plan
+from service.prefix import HEAD_TOKENS, ITEM, TYPICAL, Costs, shareable_tokens
+
+PASSED_OVER = 16
+"rows that do not fit, and then no more are tried"
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedBudget:
+    """What one run of a ragged engine may hold: nothing is padded, so lengths need not be alike."""
+
+    tokens: int
+    "that are computed, the prefix of the first row apart"
+    state_tokens: int = 1 << 40
+    "whose keys and values exist at once"
+
+    @property
+    def full_tokens(self) -> int:
+        return self.tokens
+
+    def divided(self, by: int) -> "RaggedBudget":
+        return replace(
+            self, tokens=max(1, self.tokens // by), state_tokens=max(1, self.state_tokens // by)
+        )
+
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
+    ) -> Plan:
+        """The next batch: `seed`, the rows that share most with it, then the others, the oldest
+        first and each followed by those that share with it, as far as the budget goes.
+
+        rows: packed token ids of every waiting row, oldest first. The prefix is what the seed
+        shares with another one, or has states of; as it is computed at most once, however many rows
+        it serves, it does not count. The seed is always in the batch, another row only together
+        with the one that it shares most with, so that neither computes alone what both need.
+
+        >>> from service.prefix import pack
+        >>> a, b = [1] * 20, [2] * 20
+        >>> rows = [pack(row) for row in ([*a, 5, 5], [*b, 6, 6], [*a, 7, 7], [*b, 8, 8])]
+        >>> RaggedBudget(tokens=28).plan(rows, seed=0).rows
+        [0, 2, 1, 3]
+        >>> RaggedBudget(tokens=27).plan(rows, seed=0).rows
+        [0, 2]
+        """
+        alike = _Alike(rows)
+        family = alike.family(seed)
+        prefix = max(cached_tokens, alike.shared(seed, family[0]) if family else 0)
+        prefix = prefix if prefix >= HEAD_TOKENS else 0
+        batch = _Batch(alike, self.tokens + prefix, self.state_tokens)
+        batch.add(seed)
+        for row in family:
+            batch.take([row])
+        passed = 0
+        for row in range(len(rows)):
+            if row in batch:
+                continue
+            mates = [mate for mate in alike.family(row) if mate not in batch]
+            if batch.take([row, *mates[:1]]):
+                for mate in mates[1:]:
+                    batch.take([mate])
+            else:
+                passed += 1
+            if passed == PASSED_OVER:
+                break
+        answered = sum(len(rows[row]) // ITEM for row in batch.rows)
+        return Plan(
+            batch.rows, prefix, int(prefix > 0), batch.tokens, shared_tokens=answered - batch.tokens
+        )
+
+
+class _Alike:
+    """Rows in the order of their bytes, where those that begin alike stand together."""
+
+    def __init__(self, rows: Sequence[bytes]) -> None:
+        self._rows = rows
+        self.order = sorted(range(len(rows)), key=rows.__getitem__)
+        self.place = {row: place for place, row in enumerate(self.order)}
+
+    def shared(self, first: int, second: int) -> int:
+        return shareable_tokens(self._rows[first], self._rows[second])
+
+    def length(self, row: int) -> int:
+        return len(self._rows[row]) // ITEM
+
+    def family(self, row: int) -> list[int]:
+        """Rows that share something with this one, the most first, the older first among equals."""
+        found: list[tuple[int, int]] = []
+        for side in (-1, 1):
+            place = self.place[row] + side
+            while 0 <= place < len(self.order):
+                other = self.order[place]
+                if not (tokens := self.shared(row, other)):
+                    break
+                found.append((-tokens, other))
+                place += side
+        return [other for _, other in sorted(found)]
+
+
+class _Batch:
+    """Rows so far, and the distinct tokens that they have."""
+
+    def __init__(self, alike: _Alike, most: int, most_states: int) -> None:
+        self.rows: list[int] = []
+        self.tokens = 0
+        self._alike, self._most = alike, min(most, most_states)
+        self._places: list[int] = []  # in the order of bytes, ascending
+
+    def __contains__(self, row: int) -> bool:
+        place = bisect_left(self._places, self._alike.place[row])
+        return self._places[place : place + 1] == [self._alike.place[row]]
+
+    def add(self, row: int) -> None:
+        """Whatever it costs."""
+        self.tokens += self._cost(row)
+        self.rows.append(row)
+        insort(self._places, self._alike.place[row])
+
+    def take(self, rows: Sequence[int]) -> bool:
+        """Add all of these rows, or none where they do not fit."""
+        before = len(self.rows)
+        for row in rows:
+            self.add(row)
+        if self.tokens <= self._most:
+            return True
+        for row in rows[::-1]:
+            self._places.remove(self._alike.place[row])
+            self.tokens -= self._cost(row)
+        del self.rows[before:]
+        return False
+
+    def _cost(self, row: int) -> int:
+        """Tokens of the row that none in the batch has."""
+        place = bisect_left(self._places, self._alike.place[row])
+        beside = self._places[max(0, place - 1) : place + 1]
+        shared = (self._alike.shared(row, self._alike.order[other]) for other in beside)
+        return self._alike.length(row) - max(shared, default=0)

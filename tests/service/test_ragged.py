@@ -1,0 +1,129 @@
+"""Ragged arrays and batches, as properties over any rows; the attention they allow, by hand."""
+
+import doctest
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import ragged, ragged_budget
+from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, common_tokens, pack
+from service.ragged_budget import RaggedBudget
+
+SYSTEM = list(range(1000, 1040))
+PROMPTS = [SYSTEM + list(range(100 * p, 100 * p + 40)) for p in (1, 2, 3)]
+ROW = st.builds(
+    lambda p, cut, tail: (PROMPTS[p][:cut] + tail) or [7],
+    st.integers(0, 2),
+    st.integers(0, 80),
+    st.lists(st.integers(0, 2), max_size=30),
+)
+ROWS = st.lists(ROW, min_size=1, max_size=16)
+
+
+def _known(kept: list[list[int]]):
+    """States of these rows, of which the arrays need nothing but their length."""
+
+    def known(row: bytes):
+        lengths = [common_tokens(row, pack(each)) for each in kept]
+        most = max(lengths, default=0)
+        return (most, {"": np.zeros(0)}) if most >= HEAD_TOKENS else (0, {})
+
+    return known
+
+
+def _seen(rows, run) -> list[list[int]]:
+    """For every token of the run, the ids at the places that it attends to."""
+    feeds = run.feeds
+    past = [i for p in run.past for i in rows[p.row][p.start : p.stop]]
+    ids = [*past, *feeds["input_ids"]]
+    seen = []
+    for start, stop, first, end in feeds["segments"]:
+        assert stop - start >= MIN_SUFFIX_TOKENS  # one alone takes another matrix kernel
+        shown = [int(ids[place]) for place in feeds["seen"][first:end]]
+        for token in range(start, stop):
+            mine = shown[: len(shown) - (stop - 1 - token)]
+            assert len(mine) == feeds["position_ids"][token] + 1
+            assert mine[-1] == feeds["input_ids"][token]
+            seen.append(mine)
+    return seen
+
+
+@given(ROWS, st.lists(ROW, max_size=4), st.integers(0, 90), st.sampled_from([3, 20, 512]))
+def test_every_token_sees_exactly_its_row_up_to_itself(rows, kept, prefix, chunk) -> None:
+    before, ragged.CHUNK_TOKENS = ragged.CHUNK_TOKENS, chunk
+    try:
+        packed = [*map(pack, rows)]
+        prefix = prefix if MIN_SUFFIX_TOKENS <= prefix <= len(rows[0]) - MIN_SUFFIX_TOKENS else 0
+        run = ragged.run(packed, ragged.parts(packed, _known(kept), prefix))
+    finally:
+        ragged.CHUNK_TOKENS = before
+    seen = _seen(rows, run)
+    assert sorted(run.rows) == list(range(len(rows)))
+    for i, row in enumerate(run.rows):
+        pair, (start, stop, first, end) = run.feeds["last_index"][i], run.feeds["row_segments"][i]
+        assert (start, stop) == (2 * i, 2 * i + 2)
+        if len(rows[row]) == 1:  # the only token twice; what pads it is seen by nobody
+            assert pair[0] == pair[1] and len(set(run.feeds["seen"][first:end])) == 1
+            assert seen[pair[1]] == rows[row]
+        else:
+            assert [seen[token] for token in pair] == [rows[row][:-1], rows[row]]
+            assert end - first == len(rows[row])
+    ids = [i for p in run.past for i in rows[p.row][p.start : p.stop]] + [*run.feeds["input_ids"]]
+    assert len(ids) == run.places
+    for beginning, places in run.kept.items():
+        assert [ids[place] for place in places] == np.frombuffer(beginning, np.int32).tolist()
+
+
+@given(ROWS)
+def test_what_rows_share_is_computed_once(rows) -> None:
+    packed = [*map(pack, rows)]
+    computed = len(ragged.run(packed, ragged.parts(packed, _known([]))).feeds["input_ids"])
+    distinct = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
+    # every fork below HEAD_TOKENS, and the last tokens of every row, may be computed again
+    most = len(distinct) + (HEAD_TOKENS + MIN_SUFFIX_TOKENS) * len(rows)
+    assert len(distinct) <= computed <= most
+    assert computed <= sum(max(MIN_SUFFIX_TOKENS, len(row)) for row in rows)
+
+
+def test_the_first_tokens_of_the_first_row_are_kept_on_demand() -> None:
+    rows = [pack(PROMPTS[0]), pack(PROMPTS[1])]
+    run = ragged.run(rows, ragged.parts(rows, _known([]), 60))
+    assert run.kept.keys() == {rows[0][: 60 * ITEM], rows[0][: len(SYSTEM) * ITEM]}
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    result = doctest.testmod(ragged_budget)
+    assert result.failed == 0 and result.attempted > 0
+
+
+BUDGETS = st.builds(RaggedBudget, st.integers(1, 400), st.integers(1, 600))
+
+
+@given(ROWS, BUDGETS, st.data())
+def test_a_batch_stays_within_its_budget_and_holds_its_seed(rows, budget, data) -> None:
+    packed = [*map(pack, rows)]
+    seed = data.draw(st.integers(0, len(rows) - 1))
+    cached = data.draw(st.sampled_from([0, max(0, len(rows[seed]) - MIN_SUFFIX_TOKENS)]))
+    plan = budget.plan(packed, seed, cached)
+    assert plan.rows[0] == seed and len(set(plan.rows)) == len(plan.rows)
+    answered = sum(len(rows[row]) for row in plan.rows)
+    assert plan.computed_tokens + plan.shared_tokens == answered
+    if len(plan.rows) > 1:
+        assert plan.computed_tokens <= budget.tokens + plan.prefix_tokens
+        assert plan.computed_tokens <= budget.state_tokens
+    chosen = [packed[row] for row in plan.rows]
+    width = sum(len(row) == 1 for row in map(rows.__getitem__, plan.rows))  # padded by one
+    run = ragged.run(chosen, ragged.parts(chosen, _known([])))
+    # what a fork shares below HEAD_TOKENS more than the last one is computed with each row
+    slack = HEAD_TOKENS * len(plan.rows)
+    assert plan.computed_tokens <= len(run.feeds["input_ids"]) - width
+    assert len(run.feeds["input_ids"]) <= plan.computed_tokens + width + slack
+
+
+def test_a_group_that_does_not_fit_waits_whole_behind_the_seeds() -> None:
+    """Its prompt would be computed twice, with a row of it now and with the others later."""
+    rows = [[*PROMPTS[i // 2], i, i, i] for i in range(4)]
+    packed = [*map(pack, rows)]
+    assert RaggedBudget(tokens=6 + 40).plan(packed, seed=0).rows == [0, 1]  # one more would fit
+    assert RaggedBudget(tokens=6 + 46).plan(packed, seed=0).rows == [0, 1, 2, 3]
