@@ -1,11 +1,19 @@
 """Which waiting rows a ragged engine computes next. Pure: packed token ids in, indices out."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from service.planner import Plan
-from service.prefix import HEAD_TOKENS, ITEM, TYPICAL, Costs, shareable_tokens
+from service.prefix import (
+    HEAD_TOKENS,
+    ITEM,
+    MIN_SUFFIX_TOKENS,
+    TYPICAL,
+    Costs,
+    common_tokens,
+    shareable_tokens,
+)
 
 PASSED_OVER = 16
 "rows that do not fit, and then no more are tried"
@@ -33,7 +41,7 @@ class RaggedBudget:
         self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
     ) -> Plan:
         """The next batch: `seed`, the rows that share most with it, then the others, the oldest
-        first and each followed by those that share with it, as far as the budget goes.
+        first, as far as the budget goes.
 
         rows: packed token ids of every waiting row, oldest first. The prefix is what the seed
         shares with another one, or has states of; as it is computed at most once, however many rows
@@ -54,20 +62,14 @@ class RaggedBudget:
         prefix = prefix if prefix >= HEAD_TOKENS else 0
         batch = _Batch(alike, self.tokens + prefix, self.state_tokens)
         batch.add(seed)
-        for row in family:
-            batch.take([row])
-        passed = 0
-        for row in range(len(rows)):
-            if row in batch:
-                continue
-            mates = [mate for mate in alike.family(row) if mate not in batch]
-            if batch.take([row, *mates[:1]]):
-                for mate in mates[1:]:
-                    batch.take([mate])
-            else:
-                passed += 1
-            if passed == PASSED_OVER:
-                break
+        for queue, together in ((family, False), (range(len(rows)), True)):
+            passed = 0
+            for row in queue:
+                mate = alike.nearest(row, batch) if together else None
+                if row not in batch and not batch.take([row] if mate is None else [row, mate]):
+                    passed += 1
+                if passed == PASSED_OVER:
+                    break
         answered = sum(len(rows[row]) // ITEM for row in batch.rows)
         return Plan(
             batch.rows, prefix, int(prefix > 0), batch.tokens, shared_tokens=answered - batch.tokens
@@ -85,21 +87,43 @@ class _Alike:
     def shared(self, first: int, second: int) -> int:
         return shareable_tokens(self._rows[first], self._rows[second])
 
+    def shared_of(self, common: int, first: int, second: int) -> int:
+        """The same of two rows whose first `common` tokens are alike."""
+        most = min(self.length(first), self.length(second)) - MIN_SUFFIX_TOKENS
+        return min(common, most) if min(common, most) >= HEAD_TOKENS else 0
+
     def length(self, row: int) -> int:
         return len(self._rows[row]) // ITEM
 
     def family(self, row: int) -> list[int]:
         """Rows that share something with this one, the most first, the older first among equals."""
-        found: list[tuple[int, int]] = []
+        mine, found = self._rows[row], list[tuple[int, int]]()
         for side in (-1, 1):
-            place = self.place[row] + side
+            place, common = self.place[row] + side, len(mine) // ITEM
             while 0 <= place < len(self.order):
                 other = self.order[place]
-                if not (tokens := self.shared(row, other)):
+                theirs = self._rows[other]
+                # further away in this order, no more is shared
+                if theirs[: common * ITEM] != mine[: common * ITEM]:
+                    common = common_tokens(mine, theirs)
+                if common < HEAD_TOKENS:
                     break
-                found.append((-tokens, other))
+                if tokens := self.shared_of(common, row, other):
+                    found.append((-tokens, other))
                 place += side
         return [other for _, other in sorted(found)]
+
+    def nearest(self, row: int, taken: Container[int]) -> int | None:
+        """Of the rows that are not taken, one that shares most with this one; None: none does."""
+        best, most = None, 0
+        for side in (-1, 1):
+            place = self.place[row] + side
+            while 0 <= place < len(self.order) and self.order[place] in taken:
+                place += side
+            tokens = self.shared(row, self.order[place]) if 0 <= place < len(self.order) else 0
+            if tokens > most:
+                best, most = self.order[place], tokens
+        return best
 
 
 class _Batch:
@@ -111,9 +135,8 @@ class _Batch:
         self._alike, self._most = alike, min(most, most_states)
         self._places: list[int] = []  # in the order of bytes, ascending
 
-    def __contains__(self, row: int) -> bool:
-        place = bisect_left(self._places, self._alike.place[row])
-        return self._places[place : place + 1] == [self._alike.place[row]]
+    def __contains__(self, row: object) -> bool:
+        return row in self.rows
 
     def add(self, row: int) -> None:
         """Whatever it costs."""

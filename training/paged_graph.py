@@ -22,8 +22,6 @@ the rows' last tokens alone. Decoders of Llama's kind are written in fewer opera
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +48,7 @@ from training.graph import (
     strip,
 )
 from training.model import RewardModel
+from training.one_axis import gather, last_layer_pruned
 from training.paged_decoder import FusedDecoder, is_fusible
 
 ATTENTION = "reward_paged"
@@ -140,7 +139,7 @@ def _attend(
     running = reward_pass
     assert running is not None and attention_mask is None
     if running.attended is not None:  # the last layer once more, for the last tokens alone
-        return _gather(running.attended, running.last), None
+        return gather(running.attended, running.last), None
     layer = module.layer_idx
     packed = [states.squeeze(0).transpose(0, 1).flatten(1) for states in (query, key, value)]
     # (N, H * D), (N, KV * D), (N, KV * D)
@@ -182,35 +181,6 @@ def _paged_attention(
     )
     running.written[layer] = written[0], written[1]
     return output
-
-
-def _gather(states: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """(1, N, ...) -> (1, R, ...): what belongs to the rows' last tokens."""
-    return states.index_select(1, last)
-
-
-def _last_tokens_only(forward: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The last layer: over all tokens, of which the exporter keeps the attention, then over the
-    rows' last tokens with what that attention gave them. Nobody reads what is returned."""
-    running: _Pass = kwargs["reward_pass"]
-    forward(hidden, *args, **kwargs)
-    last = partial(_gather, last=running.last)
-    for name in kwargs.keys() & {"position_ids", "position_embeddings"}:
-        states = kwargs[name]
-        kwargs[name] = tuple(map(last, states)) if isinstance(states, tuple) else last(states)
-    output = forward(last(hidden), *args, **kwargs)
-    running.hidden = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-@contextmanager
-def _last_layer_pruned(model: RewardModel) -> Iterator[None]:
-    layer = layer_stack(model)[-1]
-    layer.forward = partial(_last_tokens_only, layer.forward)
-    try:
-        yield
-    finally:
-        del layer.forward
 
 
 def _one_type_per_norm(model: onnx_ir.Model) -> None:
@@ -273,7 +243,7 @@ def export_paged_graph(model: RewardModel, mean: float, file: Path) -> None:
     states = [f"{kind}_cache" for kind in ("key", "value")]
     with (
         attention_through(model, ATTENTION, _attend),
-        _last_layer_pruned(model),
+        last_layer_pruned(model),
         warnings.catch_warnings(),
         own_errors(shape.family),
     ):

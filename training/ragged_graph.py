@@ -20,10 +20,7 @@ graph (training/graph.py) and so its bits, and its weights: they are in that gra
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +38,13 @@ from training.graph import (
     attention_through,
     centred_head,
     final_norm,
-    layer_stack,
     own_errors,
     refuse_other_attention,
     sizes,
     strip,
 )
 from training.model import RewardModel
+from training.one_axis import last_layer_pruned
 
 ATTENTION = "reward_ragged"
 ATTENTION_OPSET = 24
@@ -172,33 +169,6 @@ def _attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _last_tokens_only(forward: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The last layer: over all tokens, of which the exporter keeps the keys and values, then over
-    the rows' last two with those. Nobody reads what is returned."""
-    running: _Pass = kwargs["reward_pass"]
-    forward(hidden, *args, **kwargs)
-
-    def last(states: torch.Tensor) -> torch.Tensor:
-        return states.index_select(1, running.last)
-
-    for name in kwargs.keys() & {"position_ids", "position_embeddings"}:
-        states = kwargs[name]
-        kwargs[name] = tuple(map(last, states)) if isinstance(states, tuple) else last(states)
-    output = forward(last(hidden), *args, **kwargs)
-    running.hidden = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-@contextmanager
-def _last_layer_pruned(model: RewardModel) -> Iterator[None]:
-    layer = layer_stack(model)[-1]
-    layer.forward = partial(_last_tokens_only, layer.forward)
-    try:
-        yield
-    finally:
-        del layer.forward
-
-
 def export_ragged_graph(model: RewardModel, mean: float, file: Path, weights: Path) -> None:
     """Write `file`; its weights are those in `weights`, the padded graph beside it.
 
@@ -225,7 +195,7 @@ def export_ragged_graph(model: RewardModel, mean: float, file: Path, weights: Pa
     )
     with (
         attention_through(model, ATTENTION, _attend),
-        _last_layer_pruned(model),
+        last_layer_pruned(model),
         warnings.catch_warnings(),
         own_errors(shape.family),
     ):

@@ -108,7 +108,8 @@ def mix(
 
 def _judge(counted: dict[str, float], rows: int, differing: int) -> dict[str, Any]:
     tokens, saved, padding = (
-        counted[f"reward_{name}_total"] for name in ("tokens", "shared_tokens", "padding_tokens")
+        counted.get(f"reward_{name}_total", 0.0)
+        for name in ("tokens", "shared_tokens", "padding_tokens")
     )
     # rows that were answered by another one's run are none; a Ray histogram's sum is approximate
     ran = rows - counted.get("reward_reused_rows_total", 0.0)
