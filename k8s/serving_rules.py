@@ -113,10 +113,9 @@ def environment_agrees(overlay: Overlay) -> Findings:
 
 
 def constants() -> dict[str, str]:
-    """What `reward-serve run` sets, less the ports: every pod has its own to choose from."""
+    """What `reward-serve run` sets, ports apart: every pod has its own to choose from."""
     with mock.patch.dict(os.environ, clear=True):  # a value that is already set would win
-        values = environment(ServiceConfig.model_validate({"bundle": "/bundle"}))
-    return {name: value for name, value in values.items() if not name.endswith("_PORT")}
+        return environment(ServiceConfig.model_validate({"bundle": "/bundle"}))
 
 
 def bundle_is_mounted(overlay: Overlay) -> Findings:

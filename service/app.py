@@ -67,18 +67,10 @@ def uses_haproxy(config: ServiceConfig) -> bool:
     return installed and config.ingress != "python"
 
 
-def environment(config: ServiceConfig, internal: Sequence[int], replicas: range) -> dict[str, str]:
-    """What Ray reads once, when it is imported. What is set already wins, but for the ingress.
-
-    `internal` are ports that only Ray's own processes use, `replicas` those of the replicas' gRPC.
-    Without them Ray's replicas take ports from 40000 on and share one that another service's
-    replica has: Ray gives gRPC "0" for so_reuseport, a string, and so it stays on. The kernel then
-    deals the connections of both services out to both, and one answers with the other's rewards.
-    """
+def environment(config: ServiceConfig) -> dict[str, str]:
+    """What Ray reads once, when it is imported, but for ports. What is set already wins, but for
+    the ingress."""
     values = {
-        **dict(zip(INTERNAL, map(str, internal), strict=True)),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(replicas[0]),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(replicas[-1]),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_metrics_report_interval_ms": "1000",
@@ -104,6 +96,21 @@ def environment(config: ServiceConfig, internal: Sequence[int], replicas: range)
     return values | {"RAY_SERVE_ENABLE_HA_PROXY": "1" if uses_haproxy(config) else "0"}
 
 
+def own_ports(internal: Sequence[int], replicas: Sequence[int]) -> dict[str, str]:
+    """The same for ports: those that only Ray's own processes use, and those of replicas' gRPC.
+
+    Ray's replicas would take ports from 40000 on and share one that another service's replica has:
+    Ray gives gRPC "0" for so_reuseport, a string, and so it stays on. The kernel then deals the
+    connections of both services out to both, and one answers with the other's rewards.
+    """
+    values = {
+        **dict(zip(INTERNAL, map(str, internal), strict=True)),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(replicas[-1]),
+    }
+    return {name: os.environ.get(name, value) for name, value in values.items()}
+
+
 def run(config: ServiceConfig, announce: Any = print) -> None:
     """Serve until SIGTERM or SIGINT, then drain: nothing that was accepted is lost.
 
@@ -116,7 +123,7 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
         http, grpc, *internal = ports.hold(2 + len(INTERNAL), ports.FOR_PROXIES, held)
         replicas = ports.hold(REPLICA_PORTS, ports.FOR_REPLICAS, held)
         chosen = {"port": config.port or http, "grpc_port": config.grpc_port or grpc}
-        os.environ.update(environment(config, internal, replicas))
+        os.environ.update(environment(config) | own_ports(internal, replicas))
         _run(config.model_copy(update=chosen), announce)
 
 
