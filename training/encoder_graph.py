@@ -14,6 +14,7 @@ from torch import nn
 from service.manifest import Architecture
 from training.graph import OPSET, own_errors, strip
 from training.model import EncoderRewardModel
+from training.strides import widen
 
 ROTARY = ("modernbert",)
 "families whose positions must be given per row: ONNX's RotaryEmbedding does not broadcast them"
@@ -70,5 +71,6 @@ def export_encoder_graph(model: EncoderRewardModel, mean: float, file: Path) -> 
             verbose=False,
         )
     assert program is not None
+    widen(program.model)
     strip(program.model)
     program.save(str(file), external_data=True)

@@ -31,6 +31,7 @@ from transformers import AttentionInterface
 from service.errors import TrainingError
 from service.manifest import Architecture
 from training.model import RewardModel
+from training.strides import widen
 
 OPSET = 23
 ATTENTION = "reward_onnx"
@@ -284,5 +285,6 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    widen(program.model)
     strip(program.model)
     program.save(str(file), external_data=True)

@@ -45,6 +45,7 @@ from training.graph import (
 )
 from training.model import RewardModel
 from training.one_axis import last_layer_pruned
+from training.strides import widen
 
 ATTENTION = "reward_ragged"
 ATTENTION_OPSET = 24
@@ -221,6 +222,7 @@ def export_ragged_graph(model: RewardModel, mean: float, file: Path, weights: Pa
     function = onnx_ir.serde.deserialize_function(onnx.parser.parse_function(text))
     program.model.functions[function.identifier()] = function
     program.model.opset_imports[""] = ATTENTION_OPSET
+    widen(program.model)
     strip(program.model)
     _share_weights(program.model, onnx_ir.load(weights))
     program.save(str(file))

@@ -26,6 +26,9 @@ PATIENCE = {"RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3600"}
 Serve's and gets a new ingress, which refuses connections until it listens"""
 AT_ONCE = "at_once"
 "the service with runs of one thread, one more than there are cores"
+SETTLING_S = 5.0
+"""after the start, before anything stands still: HAProxy takes a new configuration over with a new
+process, some 0.6 s after the replica is ready; one that is stopped amid it never listens"""
 METRICS_DELAY_S = 2.5
 "the service's series are on its page within 2 s"
 
@@ -108,11 +111,14 @@ def set_batching(server: Server, size: int, wait_ms: float) -> None:
 
 @contextmanager
 def together(*starting: AbstractContextManager[Server]) -> Iterator[list[Server]]:
-    """Started at the same time, each in a thread of its own; stopped in the same way."""
+    """Started at the same time, each in a thread of its own, and settled; stopped in the same way.
+    """
     with ThreadPoolExecutor(len(starting)) as threads:
         entered = [threads.submit(server.__enter__) for server in starting]
         try:
-            yield [each.result() for each in entered]
+            servers = [each.result() for each in entered]
+            time.sleep(SETTLING_S)
+            yield servers
         finally:
             ended = [
                 threads.submit(server.__exit__, None, None, None)

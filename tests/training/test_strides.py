@@ -1,0 +1,85 @@
+"""Graphs whose rows do not lie 4 KiB apart: the same rewards, to the bit."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+
+from tests.training.families import DECODERS, MAX_TOKENS, tiny
+from training import strides
+from training.encoder_graph import export_encoder_graph
+from training.graph import export_graph
+
+WIDTH = 48
+"of the tiny models' residual stream; their MLPs have a multiple of it"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "modernbert"])
+def test_no_product_is_left_over_such_a_width_and_no_bit_changes(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, wide = tmp_path / "plain.onnx", tmp_path / "wide.onnx"
+    export = export_graph if family in DECODERS else export_encoder_graph
+    export(tiny(family), 0.375, plain)
+    monkeypatch.setattr(strides, "COLUMNS", WIDTH)
+    model = onnx_ir.load(plain)
+    strides.widen(model)
+    onnx_ir.save(model, wide, external_data="wide.onnx.data")
+    before = _reduced(plain)
+    assert sum(size % WIDTH == 0 for size in before) >= 6
+    assert _reduced(wide) == [size + 16 * (size % WIDTH == 0) for size in before]
+    assert _rewards(plain).std() > 0.01
+    assert _rewards(wide).tolist() == _rewards(plain).tolist()
+
+
+def test_weights_that_make_the_left_side_are_widened_and_all_else_is_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of Llama: what its norms give is padded, for all products at once; its MLPs need nothing."""
+    monkeypatch.setattr(strides, "COLUMNS", WIDTH)
+    export_graph(tiny("llama"), 0.0, tmp_path / "wide.onnx")
+    nodes = onnx.load(tmp_path / "wide.onnx").graph.node
+    padded = [node.input[0] for node in nodes if node.op_type == "Pad"]
+    norms = [node.output[0] for node in nodes if node.op_type == "RMSNormalization"]
+    # the last norm, of a token that it takes from all of them, is sliced before the head
+    assert set(norms[:-1]) <= set(padded) and len(padded) == len(norms)
+
+
+def _reduced(file: Path) -> list[int]:
+    """Of every product with weights, how many columns it reduces. Heads of encoders, one row for
+    each text, are left out."""
+    graph = onnx.load(file).graph
+    weights = {each.name: each.dims for each in graph.initializer}
+    products = (node for node in graph.node if node.op_type in strides.PRODUCTS)
+    turned = {n.name for n in graph.node for a in n.attribute if a.name == "transB" and a.i}
+    return [
+        weights[node.input[1]][0]
+        for node in products
+        if node.input[1] in weights and node.name not in turned
+    ]
+
+
+def _rewards(file: Path) -> np.ndarray:
+    """Of rows of all lengths, each alone."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    random, rewards = np.random.default_rng(0), []
+    for length in (2, 3, 16, 17, 48, MAX_TOKENS):
+        ids = random.integers(3, 800, (1, length))
+        feeds = {
+            "input_ids": ids,
+            "position_ids": np.arange(length)[None],
+            "attention_mask": np.ones_like(ids),
+            "last_index": np.array([length - 1]),
+        }
+        names = {entry.name: entry.shape for entry in session.get_inputs()}
+        past = {
+            name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
+            for name, shape in names.items()
+            if name.startswith("past_")
+        }
+        known = {name: feeds[name] for name in names if name in feeds}
+        rewards.append(session.run(["reward"], known | past)[0][0])
+    return np.array(rewards)
