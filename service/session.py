@@ -65,11 +65,10 @@ def open_session(
     """Open a variant's graph on `device` (auto, cpu or cuda).
 
     threads: of the CPU; 0: as many as the process may use. graph: the file, where it is not the
-    variant's main one. fixed_shapes: few shapes come again
-    and again, so the runtime keeps a memory plan for each. spinning: a thread that waits for
-    others of its run keeps its core, which is best where nothing else wants it. gpu_memory_bytes:
-    limit of the activations on CUDA, weights apart; 0: none. invariant: only deterministic
-    kernels.
+    variant's main one. fixed_shapes: few shapes come again and again, so the runtime keeps a memory
+    plan for each. spinning: a thread that waits for others of its run keeps its core, which is best
+    where nothing else wants it. gpu_memory_bytes: limit of the activations on CUDA, weights apart;
+    0: none. invariant: only deterministic kernels.
     Raises DeviceUnavailable, BundleError.
     """
     chosen = bundle.manifest.variant(variant)
