@@ -8,7 +8,7 @@ from service.engine import Engine
 from service.line import Line, Place
 from service.metrics import Recorder
 from service.planner import Limits, Plan
-from service.prefix import Costs
+from service.prefix import HEAD_TOKENS, ITEM, common_tokens
 
 
 @dataclass(slots=True)
@@ -25,6 +25,11 @@ class Batch:
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 
+    @property
+    def prefix(self) -> bytes:
+        """What others may go on from, packed."""
+        return self.packed[0][: self.plan.prefix_tokens * ITEM]
+
     def record(self, recorder: Recorder, engine_s: float) -> None:
         computed, shared = self.plan.computed_tokens, self.plan.shared_tokens
         answered = sum(map(len, self.places))
@@ -36,20 +41,37 @@ class Batch:
         recorder.observe(metrics.ENGINE, engine_s)
 
 
-def next_batch(line: Line, engine: Engine, budget: Limits, costs: Costs) -> Batch | None:
-    """The oldest row of the request whose turn it is, and rows that fit to it; None: no row."""
+def next_batch(
+    line: Line, engine: Engine, budget: Limits, running: Sequence[Batch] = ()
+) -> Batch | None:
+    """The oldest row of the request whose turn it is, and rows that fit to it; None: no row.
+
+    running: batches that the engine has. Rows that go on from what those compute wait for it.
+    """
+    coming = [batch for batch in running if batch.plan.prefix_tokens > batch.cached_tokens]
     window = line.window()
+    if coming:
+        window = [place for place in window if not _gains(place, coming)]
     if not window:
         return None
     packed = [request.packed[i] for request, i in window]
     request, seed = window[0]
     cached_tokens = engine.cached_tokens(request.rows[seed])
-    planned = budget.plan(packed, 0, cached_tokens, costs)
+    planned = budget.plan(packed, 0, cached_tokens)
     chosen = [window[i] for i in planned.rows]
     return Batch(
         [request.rows[i] for request, i in chosen],
         [packed[i] for i in planned.rows],
         line.take(chosen),
         planned,
-        min(planned.prefix_tokens, cached_tokens) if planned.prefixes == 1 else 0,
+        min(planned.prefix_tokens, cached_tokens),
+    )
+
+
+def _gains(place: Place, coming: Sequence[Batch]) -> bool:
+    """Whether states that one of these batches will leave save the row a prefix."""
+    request, i = place
+    return any(
+        common_tokens(request.packed[i], batch.prefix) - batch.cached_tokens >= HEAD_TOKENS
+        for batch in coming
     )

@@ -19,12 +19,13 @@ class ServiceConfig(BaseModel):
     variant: str = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
-    "threads of one engine run; 0: as many as the process may use (affinity and cgroup quota)"
-    runs_at_once: Annotated[int, Field(ge=1, le=64)] = 1
-    """batches of a decoder that a CPU computes at the same time, with `threads` threads each, while
-    whole batches wait; they share max_state_bytes. For throughput, runs of one thread and one run
-    more than there are cores: no thread waits for another at every operator (README, Benchmark).
-    What comes when less than a whole batch waits then has one core"""
+    """threads of one engine run; 0: as many as the process may use (affinity and cgroup quota),
+    divided among the runs"""
+    runs_at_once: Annotated[int, Field(ge=0, le=64)] = 0
+    """batches that a CPU computes at the same time while whole ones wait; they share
+    max_state_bytes. Threads of one run wait for each other at every operator, those of two do not
+    (README, Benchmark); what comes alone then has a part of the cores. 0: two, or one where
+    `threads` is set or there is one core"""
     gpu_memory_bytes: Annotated[int, Field(ge=0)] = 0
     "what runs may take of a GPU's memory, weights apart; 0: all there is"
     invariant: bool = False
@@ -34,7 +35,7 @@ class ServiceConfig(BaseModel):
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0
     """padded tokens of one engine run, its prefixes apart (of a paged variant, computed tokens,
     prefixes among them); a single longer row still runs, alone. What arrives meanwhile waits for
-    so much. 0: 1,024 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
+    so much. 0: 768 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
     with 4,096, 921 with 16,384 (Qwen3-0.6B, bf16-paged, 26 Nov 2026). Here 2,048 take single pairs
     beside a large request to 4.0 and 4.8 times the p99 they have alone, 1,024 to 2.2 and 2.3 (`make
     bench`); the engine's time with 1,024 is 1.07 of that with 2,048 for single pairs, 1.00 for

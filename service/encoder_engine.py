@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.blocks import Pool
-from service.buckets import Buckets
 from service.bundle import Bundle
 from service.errors import BundleError
-from service.planner import MIN_TOKENS
 from service.session import open_session, out_of_memory
+
+MIN_TOKENS = 2
+"rows are padded to this: a run over a single token takes another matrix kernel, with other bits"
 
 
 class EncoderEngine:
@@ -20,21 +20,19 @@ class EncoderEngine:
     the graph instead.
     """
 
-    at_once, ahead = 1, 0
-    shares_prefixes = False
-    buckets: Buckets | None = None
-    pool: Pool | None = None
+    ahead = 0
 
-    def __init__(self, bundle: Bundle, variant: str, device: str, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, variant: str, threads: int = 0, at_once: int = 1) -> None:
         if bundle.manifest.architecture.kind != "bidirectional":
             raise BundleError(f"not a bidirectional model: {bundle.manifest.name}")
-        opened = open_session(bundle, variant, device, threads)
+        opened = open_session(bundle, variant, "cpu", threads, spinning=at_once == 1)
+        self.at_once = at_once
         self._session = opened.ort
         self.device, self.fingerprint = opened.device, opened.fingerprint
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows -> (B,) float32 rewards; `prefix_tokens` saves nothing here."""
-        longest = max(MIN_TOKENS, max(map(len, rows)))
+        longest = max(MIN_TOKENS, *map(len, rows))
         ids = np.zeros((len(rows), longest), np.int64)  # (B, T)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row

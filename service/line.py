@@ -99,13 +99,14 @@ class Line:
     def take(self, rows: Sequence[Place]) -> list[list[Place]]:
         """Remove these rows and all that are the same; for each, every place it answers.
 
-        Whose turn it was goes to the end of the line with what it still waits for.
+        Of whose request the first is goes to the end of the line with what it still waits for.
         """
         taken = [list(self._same[request.packed[i]]) for request, i in rows]
         for places in taken:
             for place in places:
                 self._remove(place)
-        first = self._turns.popleft()
+        first = rows[0][0]
+        self._turns.remove(first)
         if first.waiting:
             self._turns.append(first)
         return taken

@@ -93,8 +93,8 @@ class Variant(Schema):
     data: tuple[FileName, ...] = ()
     "external data files of the graph"
     ragged: FileName | None = None
-    """the graph that CPUs run, with the same weights and the same bits, where there is one: rows of
-    any length on one axis"""
+    """of decoders, the graph that CPUs run: rows of any length on one axis, with the weights and
+    the bits of `graph`, which it is itself where only CPUs run the variant"""
     precision: Literal["fp32", "bf16", "fp16", "int8"]
     devices: tuple[Literal["cpu", "cuda"], ...]
     tolerance: Annotated[float, Field(gt=0)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from service.block_tree import BlockTree
 from service.blocks import bucket
 from service.planner import Plan
-from service.prefix import ITEM, TYPICAL, Costs
+from service.prefix import ITEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,7 @@ class PackedBudget:
     def divided(self, by: int) -> "PackedBudget":
         return replace(self, tokens=max(1, self.tokens // by), blocks=max(1, self.blocks // by))
 
-    def plan(
-        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
-    ) -> Plan:
+    def plan(self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0) -> Plan:
         """The next batch: `seed`, the rows that share most with it, then the others, the oldest
         first and each followed by those that share with it, as far as the budget goes.
 

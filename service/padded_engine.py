@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from service.blocks import Pool
 from service.buckets import Buckets, Shape
 from service.bundle import Bundle
-from service.prefix import Costs
+from service.planner import RUN_TOKENS
 from service.session import onnxruntime, open_session, out_of_memory
 
 ELEMENT_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}
@@ -33,8 +32,6 @@ class PaddedEngine:
     """
 
     at_once = 1
-    shares_prefixes = False
-    pool: Pool | None = None
 
     def __init__(
         self,
@@ -81,8 +78,9 @@ class PaddedEngine:
     def cached_tokens(self, row: Sequence[int]) -> int:
         return 0
 
-    def warm(self) -> Costs:
-        """Run every shape once, the largest first, and again the extremes; what a run costs.
+    def warm(self) -> float:
+        """Run every shape once, the largest first, and again the extremes; what a run costs, in
+        tokens that are computed in the same time.
 
         Solves time = run + tokens x token over the smallest and the largest shape.
         """
@@ -92,9 +90,9 @@ class PaddedEngine:
         least, most = self._seconds(shapes[-1]), self._seconds(shapes[0])
         tokens = shapes[0][0] * shapes[0][1] - shapes[-1][0] * shapes[-1][1]
         if not tokens or most <= least:
-            return Costs()
+            return RUN_TOKENS
         token = (most - least) / tokens
-        return Costs(run_tokens=max(0.0, least / token - shapes[-1][0] * shapes[-1][1]))
+        return max(0.0, least / token - shapes[-1][0] * shapes[-1][1])
 
     def _seconds(self, shape: Shape) -> float:
         started = time.perf_counter()

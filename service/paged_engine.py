@@ -8,7 +8,6 @@ import numpy as np
 
 from service.block_tree import BlockTree
 from service.blocks import Arrays, Pool, block_tokens, runs
-from service.buckets import Buckets
 from service.bundle import Bundle
 from service.errors import BundleError
 from service.manifest import Architecture
@@ -53,8 +52,6 @@ class PagedEngine:
     """
 
     at_once = 1
-    shares_prefixes = True
-    buckets: Buckets | None = None
 
     def __init__(
         self,

@@ -5,15 +5,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from service.planner import Plan
-from service.prefix import (
-    HEAD_TOKENS,
-    ITEM,
-    MIN_SUFFIX_TOKENS,
-    TYPICAL,
-    Costs,
-    common_tokens,
-    shareable_tokens,
-)
+from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, common_tokens, shareable_tokens
 
 PASSED_OVER = 16
 "rows that do not fit, and then no more are tried"
@@ -37,9 +29,7 @@ class RaggedBudget:
             self, tokens=max(1, self.tokens // by), state_tokens=max(1, self.state_tokens // by)
         )
 
-    def plan(
-        self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0, costs: Costs = TYPICAL
-    ) -> Plan:
+    def plan(self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0) -> Plan:
         """The next batch: `seed`, the rows that share most with it, then the others, the oldest
         first, as far as the budget goes.
 
@@ -71,9 +61,7 @@ class RaggedBudget:
                 if passed == PASSED_OVER:
                     break
         answered = sum(len(rows[row]) // ITEM for row in batch.rows)
-        return Plan(
-            batch.rows, prefix, int(prefix > 0), batch.tokens, shared_tokens=answered - batch.tokens
-        )
+        return Plan(batch.rows, prefix, batch.tokens, shared_tokens=answered - batch.tokens)
 
 
 class _Alike:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from service import ragged
-from service.blocks import Pool
-from service.buckets import Buckets
 from service.bundle import Bundle
 from service.errors import BundleError
 from service.prefix import MIN_SUFFIX_TOKENS, pack
@@ -30,9 +28,6 @@ class RaggedEngine:
     """
 
     ahead = 0
-    shares_prefixes = True
-    buckets: Buckets | None = None
-    pool: Pool | None = None
 
     def __init__(
         self,
@@ -46,7 +41,9 @@ class RaggedEngine:
         """Raises BundleError where the variant has no ragged graph, or it cannot be opened."""
         graph, sizes = bundle.manifest.variant(variant).ragged, bundle.manifest.architecture
         if graph is None:
-            raise BundleError(f"variant {variant} has no ragged graph")
+            raise BundleError(
+                f"variant {variant} has no graph that CPUs run; export the model again"
+            )
         opened = open_session(bundle, variant, "cpu", threads, graph=graph, spinning=at_once == 1)
         self.at_once = at_once
         self.device, self.fingerprint = opened.device, opened.fingerprint

@@ -27,7 +27,6 @@ from service.line import Line, Outcome, Place, Request
 from service.metrics import Recorder
 from service.pace import Pace
 from service.planner import Limits
-from service.prefix import TYPICAL, Costs
 from service.room import Room
 from service.score_cache import ScoreCache
 from service.shortage import Shortage
@@ -64,12 +63,10 @@ class Scheduler:
         budget: Limits,
         max_queued_tokens: int,
         recorder: Recorder | None = None,
-        costs: Costs = TYPICAL,
         cache: ScoreCache | None = None,
     ) -> None:
         self._engine = engine
         self._shortage = Shortage(budget)
-        self._costs = costs
         self._cache = cache or ScoreCache("", 0)
         self._recorder = recorder or Recorder(listening=False)
         self._tokens = Room(max_queued_tokens, "tokens", "max_queued_tokens")
@@ -210,7 +207,8 @@ class Scheduler:
     def _hand_over(self) -> bool:
         """Give the workers what they may have; whether it has anything."""
         while self._takes_more and self._may_take():
-            batch = next_batch(self._line, self._engine, self._shortage.budget, self._costs)
+            running = [handed.batch for handed in self._handed]
+            batch = next_batch(self._line, self._engine, self._shortage.budget, running)
             if batch is None:
                 break
             self._running |= zip(batch.packed, batch.places, strict=True)

@@ -15,11 +15,11 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.encoding import Encoding
 from service.engine import Engine
-from service.engines import limits, open_engine
+from service.engines import open_engine
 from service.errors import DeadlineExceeded, Draining, Overloaded, RewardError
 from service.metrics import Recorder
 from service.pairs import Asked
-from service.prefix import TYPICAL, Costs
+from service.planner import Limits
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.text import Encoded, Truncation
@@ -57,9 +57,9 @@ class Scorer:
         self,
         bundle: Bundle,
         engine: Engine,
+        limits: Limits,
         config: ServiceConfig,
         recorder: Recorder | None = None,
-        costs: Costs = TYPICAL,
     ) -> None:
         self.recorder = recorder or Recorder(listening=False)
         self.bundle = bundle
@@ -68,10 +68,9 @@ class Scorer:
         self.encoding = Encoding(bundle, config.max_encoding_characters)
         self.scheduler = Scheduler(
             engine,
-            limits(engine, bundle, config),
+            limits,
             config.max_queued_tokens,
             self.recorder,
-            costs,
             ScoreCache(bundle.manifest.id + config.variant, config.score_cache_rows),
         )
         self.draining = False
@@ -81,8 +80,8 @@ class Scorer:
     def open(cls, config: ServiceConfig, recorder: Recorder | None = None) -> Self:
         """Verify the bundle, start the engine, replay the golden scores. Raises BundleError."""
         bundle = bundles.load(config.bundle)
-        engine, costs = open_engine(bundle, config)
-        scorer = cls(bundle, engine, config, recorder, costs)
+        engine, limits = open_engine(bundle, config)
+        scorer = cls(bundle, engine, limits, config, recorder)
         scorer.verify()
         return scorer
 

@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -14,6 +16,7 @@ from service import bundle as bundles
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.scorer import Scorer
+from tests.training.paged import packed, written
 from training.config import read_config
 from training.demo.data import write
 from training.export import export
@@ -36,6 +39,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(run, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def family_bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """A family's fp32 bundle; an export takes seconds, so each is made once."""
+    return cache(lambda family: written(family, run, tmp_path_factory.mktemp(family) / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def packed_graph(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, torch.dtype], Path]:
+    """The packed graph of a family's model in a precision, made once."""
+    return cache(
+        lambda family, precision: packed(
+            family, tmp_path_factory.mktemp(family) / "graph", precision
+        )
+    )
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import numpy as np
 
 from service import bundle as bundles
 from service import golden
+from service.buckets import Buckets
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.engine import OnnxEngine
 from service.errors import TrainingError
 from service.manifest import GoldenRow, Normalization, Provenance, TextRules, Variant
+from service.padded_engine import PaddedEngine
 from service.pairs import Pair
 from service.scorer import Scorer, score_offline
 from service.text import Encoder, Message
@@ -217,17 +218,14 @@ def _source(run: Run, reference: Completions) -> Source:
 def _serve(path: Path, completions: Completions) -> tuple[np.ndarray, bool]:
     """(N,) rewards through the code that serves, and whether it reproduces bits.
 
-    Opening it replays the golden scores; so does the padded graph, where CPUs run the ragged one.
+    Opening it replays the golden scores; so does the padded graph of decoders, which GPUs run.
     """
     scorer = Scorer.open(ServiceConfig(bundle=path, device="cpu"))
     try:
         if scorer.variant.ragged:
-            golden.replay(
-                scorer.bundle,
-                scorer.variant,
-                scorer.encoding.encoder,
-                OnnxEngine(scorer.bundle, scorer.variant.name, "cpu"),
-            )
+            most = scorer.bundle.manifest.text.max_tokens
+            padded = PaddedEngine(scorer.bundle, scorer.variant.name, "cpu", Buckets(most, most))
+            golden.replay(scorer.bundle, scorer.variant, scorer.encoding.encoder, padded)
         pairs = [Pair(prompt, response) for prompt, response in completions]
         rewards = np.array([result.reward for result in score_offline(scorer, pairs)])
         return rewards, scorer.reproduces_bits()

@@ -43,10 +43,11 @@ def add_int8(bundle: Bundle, groups: Sequence[Group]) -> Bundle:
     the change in accuracy, the largest distance of a golden score, and whether bits depend on the
     batch. Raises TrainingError where the correlation is below 0.99 or accuracy falls by over 0.01.
     """
-    source, target = bundle.file("model.onnx"), bundle.path / GRAPH
-    _quantize(source, target)
+    fp32 = bundle.manifest.variant("fp32")
+    _quantize(bundle.file(fp32.ragged or fp32.graph), bundle.path / GRAPH)
+    fixed = _FIXED | {"ragged": GRAPH if fp32.ragged else None}
     distance = 1e9
-    bundle = with_variant(bundle, Variant(tolerance=distance, **_FIXED))
+    bundle = with_variant(bundle, Variant(tolerance=distance, **fixed))
     exact, quantized = (_rewards(bundle, variant, groups) for variant in ("fp32", NAME))
     spearman = float(spearmanr(np.concatenate(exact), np.concatenate(quantized)).statistic)
     accuracy, before = (evaluate(groups, each)["accuracy"] for each in (quantized, exact))
@@ -61,7 +62,7 @@ def add_int8(bundle: Bundle, groups: Sequence[Group]) -> Bundle:
         bundle,
         Variant(
             tolerance=max(ROOM * distance, TOLERANCE),
-            **_FIXED | {"bit_invariant": invariant},
+            **fixed | {"bit_invariant": invariant},
             spearman=spearman,
             accuracy_change=accuracy - before,
         ),

@@ -10,10 +10,10 @@ from matplotlib import pyplot
 
 from loadtests.bench.plan import rows_of
 
-SYSTEMS = ("service", "at_once", "offline", "serve_batch", "one_by_one")
+SYSTEMS = ("service", "one_run", "offline", "serve_batch", "one_by_one")
 COLOURS = {
     "service": "#2a6fbb",
-    "at_once": "#5a9a68",
+    "one_run": "#5a9a68",
     "offline": "#8db8e0",
     "serve_batch": "#c8a15a",
     "one_by_one": "#b0b0b0",

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="measure this bundle instead")
     workloads, baselines = (*THROUGHPUT, *OTHERS), ("serve_batch", "one_by_one")
     parser.add_argument("--workloads", default=workloads, type=_some(workloads))
-    known = (*baselines, servers.AT_ONCE)
+    known = (*baselines, servers.ONE_RUN)
     parser.add_argument("--systems", default=baselines, type=_some(known), help="baselines")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.machine import usable_cpus
 from training.demo.walk import serving
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +23,7 @@ STOP_TIMEOUT_S = 60
 PATIENCE = {"RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3600"}
 """for the environment: who stood still for a minute (SIGSTOP) has missed three health checks of
 Serve's and gets a new ingress, which refuses connections until it listens"""
-AT_ONCE = "at_once"
+ONE_RUN = "one_run"
 "the service with runs of one thread, one more than there are cores"
 SETTLING_S = 5.0
 """after the start, before anything stands still: HAProxy takes a new configuration over with a new
@@ -68,9 +67,8 @@ def service(bundle: Path, *options: str, name: str = "service") -> Iterator[Serv
 
 def beside(name: str, bundle: Path) -> AbstractContextManager[Server]:
     """What the service is compared with: a baseline, or itself with other settings."""
-    if name == AT_ONCE:
-        options = ("--threads=1", f"--set=runs_at_once={usable_cpus() + 1}")
-        return service(bundle, *options, name=name)
+    if name == ONE_RUN:
+        return service(bundle, "--set=runs_at_once=1", name=name)
     return module(f"baselines.{name}", bundle)
 
 
@@ -111,8 +109,7 @@ def set_batching(server: Server, size: int, wait_ms: float) -> None:
 
 @contextmanager
 def together(*starting: AbstractContextManager[Server]) -> Iterator[list[Server]]:
-    """Started at the same time, each in a thread of its own, and settled; stopped in the same way.
-    """
+    """Started at the same time, each in a thread of its own, settled; stopped in the same way."""
     with ThreadPoolExecutor(len(starting)) as threads:
         entered = [threads.submit(server.__enter__) for server in starting]
         try:

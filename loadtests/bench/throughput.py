@@ -13,7 +13,7 @@ import numpy as np
 from loadtests.bench import measure, servers
 from loadtests.bench.measure import Measured, check
 from loadtests.bench.plan import Bench, Row
-from loadtests.bench.servers import AT_ONCE, Server
+from loadtests.bench.servers import ONE_RUN, Server
 from loadtests.bench.workloads import THROUGHPUT, Request, Workload
 
 CALIBRATION_PAIRS = {"singles": 96, "batches": 96, "groups": 64, "long": 16}
@@ -107,7 +107,7 @@ def _check(bench: Bench, workload: Workload, measured: dict[str, Measured]) -> N
     """Raises WrongReward: the service in one bit, a baseline beyond its tolerance."""
     offline = measured["offline"].rewards
     for name, each in measured.items():
-        check(each.rewards, offline, exact=name in ("service", AT_ONCE))
+        check(each.rewards, offline, exact=name in ("service", ONE_RUN))
     some = _some(workload.requests)
     alone = iter(bench.offline.alone(some))
     check([np.concatenate([next(alone)[1] for _ in r]) for r in some], offline, exact=True)

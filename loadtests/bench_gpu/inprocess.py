@@ -65,10 +65,10 @@ class InProcess:
     def __init__(self, config: ServiceConfig) -> None:
         started = time.perf_counter()
         bundle = bundles.load(config.bundle)
-        engine, costs = open_engine(bundle, config)
+        engine, limits = open_engine(bundle, config)
         self.engine = Timed(engine)
         self._recorder = Recorder()
-        self.scorer = Scorer(bundle, self.engine, config, self._recorder, costs)
+        self.scorer = Scorer(bundle, self.engine, limits, config, self._recorder)
         self.golden_distance = self.scorer.verify()
         self.start_s = time.perf_counter() - started
 

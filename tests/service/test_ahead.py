@@ -10,16 +10,16 @@ import pytest
 
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.engine import OnnxEngine
 from service.errors import DeadlineExceeded, EngineFailure
 from service.pairs import Pair
-from service.planner import Budget
+from service.ragged_budget import RaggedBudget
+from service.ragged_engine import RaggedEngine
 from service.scheduler import Scheduler
 from service.scorer import Scorer
 from tests.service.test_scheduler import GUILTY, Watched, _rows, settled
 
 LENGTH, ROWS = 64, 16
-BUDGET = Budget(padded_tokens=LENGTH * ROWS, padding=0.15)
+BUDGET = RaggedBudget(tokens=LENGTH * ROWS)
 "a whole batch is 16 rows of 64 tokens"
 RUN_S, PLAN_S = 0.03, 0.02
 
@@ -61,7 +61,7 @@ def test_a_whole_batch_is_handed_over_while_one_runs_and_less_is_not(scheduler, 
 def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> None:
     """A run takes 30 ms at least and planning 20; only without ahead is that time lost."""
 
-    class Slow(OnnxEngine):
+    class Slow(RaggedEngine):
         spans: list[tuple[float, float]]
 
         turn = threading.Lock()
@@ -78,7 +78,7 @@ def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> No
             time.sleep(PLAN_S)
             return super().cached_tokens(row)
 
-    engine = Slow(bundle, "fp32", "cpu", 1)
+    engine = Slow(bundle, "fp32", 1)
     engine.ahead, engine.spans = ahead, []
     scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
     rows = _rows(10 * ROWS, LENGTH)
@@ -88,7 +88,7 @@ def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> No
     assert len(engine.spans) == 10
     # half the planning: far from both, whatever else this machine does
     assert idle < PLAN_S / 2 if ahead else idle >= PLAN_S
-    assert scored.rewards == OnnxEngine.run(engine, rows).tolist()
+    assert scored.rewards == RaggedEngine.run(engine, rows).tolist()
 
 
 def test_a_guilty_row_in_what_was_handed_over_fails_alone(scheduler, engine) -> None:
@@ -188,7 +188,7 @@ def test_a_run_that_hangs_is_told_from_what_waits_behind_it(scheduler, engine) -
 
 
 def test_a_batch_that_is_done_is_answered_while_an_older_one_runs(bundle: Bundle) -> None:
-    class Held(OnnxEngine):
+    class Held(RaggedEngine):
         held = threading.Event()
 
         def run(self, rows, prefix_tokens=0):
@@ -196,7 +196,7 @@ def test_a_batch_that_is_done_is_answered_while_an_older_one_runs(bundle: Bundle
                 self.held.wait()
             return super().run(rows, prefix_tokens)
 
-    engine = Held(bundle, "fp32", "cpu", 1, at_once=2)
+    engine = Held(bundle, "fp32", 1, at_once=2)
     scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
 
     async def go() -> None:
@@ -206,7 +206,7 @@ def test_a_batch_that_is_done_is_answered_while_an_older_one_runs(bundle: Bundle
         for seed in range(3):  # each takes the place of the one before, beside the one that is held
             rows = _rows(ROWS, LENGTH, seed)
             scored = await asyncio.wait_for(scheduler.score(rows), 60)
-            assert scored.rewards == OnnxEngine.run(engine, rows).tolist()
+            assert scored.rewards == RaggedEngine.run(engine, rows).tolist()
         assert not slow.done()
         assert scheduler.running_s >= time.perf_counter() - began  # of the oldest
         engine.held.set()

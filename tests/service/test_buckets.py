@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.buckets import RATIO, SHORTEST, STEP, Buckets
-from service.planner import Budget, plan
-from service.prefix import Costs, pack
+from service.planner import PaddedBudget
+from service.prefix import pack
 
 LIMITS = st.tuples(st.integers(1, 9000), st.integers(1, 70_000))
 
@@ -76,8 +76,7 @@ def test_a_row_over_every_bucket_is_refused() -> None:
 def test_a_batch_ends_at_a_full_bucket_where_more_would_be_padding() -> None:
     """17 rows of 64 would run as 32: 16 and another run for one row cost less than 15 of padding.
     With 31 the one that is missing costs less than another run."""
-    costs = Costs(run_tokens=100)
-    budget = Budget(4096, 0.15, share_prefixes=False, buckets=Buckets(64, 4096))
+    budget = PaddedBudget(4096, 0.15, run_tokens=100, buckets=Buckets(64, 4096))
     for waiting, together in ((16, 16), (17, 16), (31, 31), (64, 64), (70, 64)):
         rows = [pack([i] * 64) for i in range(waiting)]
-        assert len(plan(rows, 0, budget, costs=costs).rows) == together
+        assert len(budget.plan(rows, 0).rows) == together

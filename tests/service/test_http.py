@@ -12,28 +12,26 @@ import pytest
 
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.engine import OnnxEngine
 from service.http_api import build_http
 from service.journal import Journal
 from service.metrics import Recorder
-from service.prefix import Costs
+from service.ragged_budget import RaggedBudget
+from service.ragged_engine import RaggedEngine
 from service.scorer import Scorer
 from tests.e2e.cases import REFUSED
 from training.demo.data import generate
 
 
-class Counting(OnnxEngine):
+class Counting(RaggedEngine):
     """The real engine; counts what it runs."""
 
     def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle, "fp32", "cpu", 2)
-        self.runs = self.rows = self.padded = self.real = self.shared = self.cached = 0
+        super().__init__(bundle, "fp32", 2)
+        self.runs = self.rows = self.shared = self.cached = 0
 
     def run(self, rows, prefix_tokens=0):
         self.runs += 1
         self.rows += len(rows)
-        self.padded += len(rows) * (max(map(len, rows)) - prefix_tokens)
-        self.real += sum(map(len, rows)) - len(rows) * prefix_tokens
         self.shared += prefix_tokens > 0
         self.cached += 0 < prefix_tokens <= self.cached_tokens(rows[0])
         return super().run(rows, prefix_tokens)
@@ -41,8 +39,7 @@ class Counting(OnnxEngine):
 
 @pytest.fixture(scope="module")
 def counting(bundle: Bundle, config: ServiceConfig):
-    # a dear run makes full batches, and the more company a row has, the more is proved
-    scorer = Scorer(bundle, Counting(bundle), config, costs=Costs(run_tokens=200))
+    scorer = Scorer(bundle, Counting(bundle), RaggedBudget(1024), config)
     yield scorer
     scorer.close()
 
@@ -156,11 +153,11 @@ def test_compressed_bodies_and_huge_headers_are_refused(scorer, config) -> None:
 
 
 def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, config) -> None:
-    class Broken(OnnxEngine):
+    class Broken(RaggedEngine):
         def run(self, rows, prefix_tokens=0):
             raise RuntimeError("secret path")
 
-    scorer = Scorer(bundle, Broken(bundle, "fp32", "cpu"), config)
+    scorer = Scorer(bundle, Broken(bundle, "fp32"), RaggedBudget(1024), config)
     answer = ask(scorer, config, "POST", "/score", json={"pairs": [PAIR]})
     scorer.close()
     assert answer.status_code == 500 and answer.json()["error"]["field"] == "pairs[0]"
@@ -184,7 +181,7 @@ def test_openapi_describes_the_request_and_every_reference_resolves(scorer, conf
 def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -> None:
     """1,000 engine runs over random compositions, several requests at a time: bits after JSON.
 
-    At least 8 rows per engine run on average and at most 30 % padding, or the test proves little.
+    At least 8 rows per engine run on average, or the test proves little.
     """
     rng = np.random.default_rng(0)
     groups: list[list[int]] = []
@@ -212,7 +209,7 @@ def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -
 
             alone = np.concatenate([await score(np.array([i])) for i in range(len(pool))])
             assert engine.runs == engine.rows == len(pool) and not engine.shared
-            engine.runs = engine.rows = engine.padded = engine.real = 0
+            engine.runs = engine.rows = 0
             while engine.runs < 1000:
                 chosen = [compose() for _ in range(8)]
                 for indices, got in zip(
@@ -224,6 +221,4 @@ def test_the_same_bits_in_any_company(counting: Scorer, config: ServiceConfig) -
     asyncio.run(go())
     assert engine.runs >= 1000
     assert engine.rows / engine.runs >= 8
-    assert 1 - engine.real / engine.padded <= 0.30
     assert engine.shared > 100 and engine.cached > 30  # prefixes shared, and taken from the cache
-    assert engine.runs - engine.shared > 100

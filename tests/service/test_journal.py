@@ -14,12 +14,13 @@ from grpc_health.v1 import health_pb2
 from service import metrics
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.engine import OnnxEngine
 from service.grpc_api import GrpcApi
 from service.http_api import build_http
 from service.journal import Journal
 from service.metrics import Recorder
 from service.middleware import Limits
+from service.ragged_budget import RaggedBudget
+from service.ragged_engine import RaggedEngine
 from service.scorer import Scorer
 from tests.e2e.cases import SCORED, as_message
 
@@ -80,7 +81,7 @@ def test_a_line_has_id_counts_and_durations_and_no_text(scorer, config, caplog) 
 
 @pytest.fixture
 def exploding(bundle: Bundle, config: ServiceConfig):
-    scorer = Exploding(bundle, OnnxEngine(bundle, "fp32", "cpu"), config)
+    scorer = Exploding(bundle, RaggedEngine(bundle, "fp32"), RaggedBudget(1024), config)
     yield scorer
     scorer.close()
 

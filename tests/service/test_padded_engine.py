@@ -8,13 +8,10 @@ import pytest
 from service import metrics
 from service.buckets import Buckets
 from service.bundle import Bundle
-from service.config import ServiceConfig
-from service.engine import OnnxEngine
-from service.engines import limits
 from service.metrics import Recorder
 from service.padded_engine import PaddedEngine
-from service.planner import Budget
-from service.prefix import pack
+from service.planner import PaddedBudget
+from service.ragged_engine import RaggedEngine
 from service.scheduler import Scheduler
 
 BUDGET = 512
@@ -31,16 +28,15 @@ def engine(bundle: Bundle, request) -> PaddedEngine:
     return PaddedEngine(bundle, "fp32", "cpu", buckets, threads=2)
 
 
-def test_rewards_have_the_bits_of_the_engine_without_buckets(bundle: Bundle, engine) -> None:
+def test_rewards_have_the_bits_of_rows_that_are_not_padded(bundle: Bundle, engine) -> None:
     rows = _rows(0, 60, bundle.manifest.text.max_tokens)
-    expected = OnnxEngine(bundle, "fp32", "cpu", 2).run(rows)
+    expected = RaggedEngine(bundle, "fp32", 2).run(rows)
     assert engine.run(rows).tobytes() == expected.tobytes()
     assert [engine.run([row])[0] for row in rows[:8]] == expected[:8].tolist()
 
 
 def test_warming_up_runs_every_shape_and_no_other_follows(bundle: Bundle, engine) -> None:
-    costs = engine.warm()
-    assert costs.run_tokens >= 0
+    assert engine.warm() >= 0
     assert set(engine._bindings) == set(engine.buckets.shapes())
     engine.run(_rows(1, 50, bundle.manifest.text.max_tokens))
     assert set(engine._bindings) == set(engine.buckets.shapes())
@@ -54,17 +50,9 @@ def test_the_longest_golden_rows_fit_the_buckets(bundle: Bundle, engine) -> None
     assert engine.run(rows) == pytest.approx(rewards, abs=1e-4)
 
 
-def test_room_for_states_limits_no_engine_that_holds_none(bundle: Bundle, engine) -> None:
-    config = ServiceConfig(bundle=bundle.path, max_state_bytes=1)
-    rows = [pack([i] * 33) for i in range(10, 18)]
-    assert len(limits(engine, bundle, config).plan(rows, 0).rows) == 8
-    with_states = OnnxEngine(bundle, "fp32", "cpu", 2)
-    assert len(limits(with_states, bundle, config).plan(rows, 0).rows) == 1
-
-
 def test_the_scheduler_counts_the_padding_of_the_buckets(bundle: Bundle, engine) -> None:
     recorder = Recorder()
-    budget = Budget(BUDGET, 0.15, share_prefixes=False, buckets=engine.buckets)
+    budget = PaddedBudget(BUDGET, 0.15, buckets=engine.buckets)
     scheduler = Scheduler(engine, budget, 100_000, recorder)
     rows = [[i] * 33 for i in range(10, 13)]
     scored = asyncio.run(scheduler.score(rows))

@@ -1,4 +1,4 @@
-"""The packed graph through the engine that serves it, its operator in numpy, against OnnxEngine."""
+"""The packed graph through the engine that serves it, its operator in numpy, against a CPU."""
 
 import asyncio
 
@@ -13,18 +13,15 @@ from onnx import TensorProto, helper
 
 from service import metrics
 from service.blocks import Pool, bucket
-from service.config import ServiceConfig
-from service.engine import OnnxEngine
-from service.engines import limits
 from service.errors import BundleError
 from service.manifest import Architecture
 from service.metrics import Recorder
 from service.packing import PackedBudget
 from service.paged_engine import PagedEngine, SessionRunner, pool
+from service.ragged_engine import RaggedEngine
 from service.scheduler import Scheduler
 from tests.service.paged_reference import PagedAttention, ReferenceRunner, WritesLate
 from tests.training.families import MAX_TOKENS
-from tests.training.paged import packed, written
 
 POOL = Pool(blocks=200, block_tokens=16)
 TOLERANCE = 1e-4
@@ -33,11 +30,10 @@ FAMILIES = ("qwen3", "llama", "gemma", "gpt_neox")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request, run, tmp_path_factory):
+def family(request, family_bundle, packed_graph):
     """An fp32 engine, and the packed graph of the same weights in fp32."""
-    path = tmp_path_factory.mktemp(request.param)
-    bundle = written(request.param, run, path / "bundle")
-    return OnnxEngine(bundle, "fp32", "cpu", 2), packed(request.param, path / "g", torch.float32)
+    engine = RaggedEngine(family_bundle(request.param), "fp32", 2)
+    return engine, packed_graph(request.param, torch.float32)
 
 
 def _engine(graph, one_run=True, operator: type = PagedAttention, pool: Pool = POOL) -> PagedEngine:
@@ -231,14 +227,3 @@ def _summing() -> onnx.ModelProto:
     outputs = [value("reward", [2]), *(value(f"{name}_out_0", [2, 4, 1, 1]) for name in caches)]
     graph = helper.make_graph(nodes, "sums", inputs, outputs, [flat, shape])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-@pytest.mark.parametrize(
-    ("device", "asked", "tokens"), [("cpu", 0, 1024), ("cuda", 0, 16_384), ("cuda", 700, 700)]
-)
-def test_a_batch_is_as_large_as_the_device_asks_for_unless_it_is_set(
-    bundle, device: str, asked: int, tokens: int
-) -> None:
-    engine = PagedEngine(lambda feeds: feeds["last_index"], POOL, MAX_TOKENS, device, "numpy")
-    config = ServiceConfig(bundle=bundle.path, max_batch_tokens=asked)
-    assert limits(engine, bundle, config).full_tokens == tokens

@@ -1,30 +1,53 @@
 """The engine for CPUs: the same bits however a row is split, and its memory."""
 
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.engines import limits, open_engine
+from service.engines import open_engine
 from service.errors import BundleError
-from service.prefix import HEAD_TOKENS, TYPICAL
+from service.prefix import HEAD_TOKENS
 from service.ragged_budget import RaggedBudget
 from service.ragged_engine import RaggedEngine
+
+CHUNK = 24
 
 
 def _rows(count: int, length: int = 12, seed: int = 0) -> list[list[int]]:
     return np.random.default_rng(seed).integers(3, 600, (count, length)).tolist()
 
 
-def test_cpus_run_the_ragged_graph_of_a_bundle_that_has_one(bundle: Bundle) -> None:
-    config = ServiceConfig(bundle=bundle.path, device="cpu", max_state_bytes=1_000_000)
-    engine, costs = open_engine(bundle, config)
-    assert isinstance(engine, RaggedEngine) and costs == TYPICAL
+@pytest.mark.parametrize(("asked", "tokens"), [(0, 768), (700, 700)])
+def test_cpus_run_the_ragged_graph_in_batches_as_large_as_is_set(
+    bundle: Bundle, asked: int, tokens: int
+) -> None:
+    config = ServiceConfig(
+        bundle=bundle.path, device="cpu", max_state_bytes=1_000_000, max_batch_tokens=asked,
+        runs_at_once=1,
+    )  # fmt: skip
+    engine, limits = open_engine(bundle, config)
+    assert isinstance(engine, RaggedEngine)
     token = 2 * bundle.manifest.architecture.state_bytes_per_token()
-    assert limits(engine, bundle, config) == RaggedBudget(1024, 1_000_000 // token)
+    assert limits == RaggedBudget(tokens, 1_000_000 // token)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads", "runs", "opened"),
+    [(4, 0, 0, (2, 2)), (3, 0, 0, (2, 2)), (1, 0, 0, (1, 1)), (4, 3, 0, (1, 3)), (2, 0, 3, (3, 1))],
+)
+def test_two_runs_at_once_share_the_cores_unless_it_is_set(
+    bundle: Bundle, monkeypatch, cpus: int, threads: int, runs: int, opened: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("service.engines.usable_cpus", lambda: cpus)
+    options = {"bundle": bundle.path, "device": "cpu", "threads": threads, "runs_at_once": runs}
+    engine, _ = open_engine(bundle, ServiceConfig(**options))
+    assert (engine.at_once, int(engine.fingerprint.rpartition("threads=")[2])) == opened
 
 
 @pytest.mark.parametrize("length", [18, 19, 33, 64, 130])
@@ -118,19 +141,35 @@ def test_a_run_waits_until_its_states_fit_and_is_not_overtaken(bundle: Bundle) -
         assert len(after.result(60)) == 1
 
 
-def test_the_runtimes_own_shortage_is_told_from_other_failures(bundle: Bundle, monkeypatch) -> None:
+@pytest.mark.parametrize("lengths", [(CHUNK * 2, CHUNK * 2 + 3), (CHUNK * 3 + 1, CHUNK * 4)])
+def test_long_rows_run_in_chunks_to_the_same_bits(bundle: Bundle, monkeypatch, lengths) -> None:
+    rows = [_rows(1, length, seed=length)[0] for length in lengths]
+    whole = [RaggedEngine(bundle, "fp32", 2).run([row])[0] for row in rows]
+    monkeypatch.setattr("service.ragged.CHUNK_TOKENS", CHUNK)
     engine = RaggedEngine(bundle, "fp32", 2)
-    row = _rows(1, 40)[0]
+    assert [engine.run([row])[0] for row in rows] == whole
+    assert engine.run(rows).tolist() == whole
+    prefix = CHUNK * 2 - 5
+    same = [[*rows[0][:prefix], *row[prefix:]] for row in rows]
+    assert engine.run(same, prefix).tolist() == [engine.run([row])[0] for row in same]
+    assert engine.cached_tokens(same[0]) == prefix
+
+
+def test_the_runtimes_own_shortage_is_told_from_other_failures(bundle: Bundle) -> None:
+    """A real allocation that cannot succeed, in a process that may grow by 256 MiB: 5,000 rows
+    take more. Without that limit the machine's other processes pay. The arena says so in its own
+    words, and where its allocator throws, in C++'s."""
+    engine = RaggedEngine(bundle, "fp32", 2)
+    row, rows = _rows(1, 40)[0], _rows(5000, 40, seed=1)
     right = engine.run([row], 20)
-
-    class Short:
-        def run(self, outputs, feeds):
-            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "_session", Short())
-        with pytest.raises(MemoryError, match="BFCArena"):
-            engine.run([row])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + 256 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        with pytest.raises(MemoryError, match=r"BFCArena|bad_alloc"):
+            engine.run(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
     assert engine.cached_tokens(row) == 0  # what was kept is given up first
     assert engine.run([row]) == right
 
@@ -138,5 +177,7 @@ def test_the_runtimes_own_shortage_is_told_from_other_failures(bundle: Bundle, m
 def test_a_graph_that_the_manifest_does_not_list_is_refused(bundle: Bundle) -> None:
     padded = bundle.manifest.variants[0].model_copy(update={"ragged": None})
     manifest = bundle.manifest.model_copy(update={"variants": (padded,)})
-    with pytest.raises(BundleError, match="variant fp32 has no ragged graph"):
+    with pytest.raises(
+        BundleError, match="variant fp32 has no graph that CPUs run; export the model again"
+    ):
         RaggedEngine(bundle.model_copy(update={"manifest": manifest}), "fp32")

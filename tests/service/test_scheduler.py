@@ -13,26 +13,25 @@ from service import metrics
 from service.batch import next_batch
 from service.bundle import Bundle
 from service.config import ServiceConfig
-from service.engine import OnnxEngine
 from service.errors import DeadlineExceeded, Draining, EngineFailure, NonFiniteReward, Overloaded
 from service.metrics import Recorder
 from service.pairs import Pair
-from service.planner import Budget
-from service.prefix import TYPICAL
+from service.ragged_budget import RaggedBudget
+from service.ragged_engine import RaggedEngine
 from service.scheduler import Scheduler
 from service.score_cache import ScoreCache
 from service.scorer import Scorer
 from service.shortage import RECOVERY_RUNS
 
-BUDGET = Budget(padded_tokens=1024, padding=0.15)
+BUDGET = RaggedBudget(tokens=1024)
 GUILTY, INFINITE = 700, 701
 
 
-class Watched(OnnxEngine):
+class Watched(RaggedEngine):
     """The real engine; remembers its runs, can be held back, and fails on one token."""
 
     def __init__(self, bundle: Bundle, ahead: int = 0, at_once: int = 1) -> None:
-        super().__init__(bundle, "fp32", "cpu", 2, at_once=at_once)
+        super().__init__(bundle, "fp32", 2, at_once=at_once)
         self.ahead = ahead
         self.runs: list[list[list[int]]] = []
         self.gate = threading.Event()
@@ -112,7 +111,8 @@ def test_a_big_request_does_not_starve_a_single_row(scheduler, engine) -> None:
 
     before = asyncio.run(go())
     # what was handed over and has not begun, and at most one more of the big request
-    assert engine.runs.index(single) - before <= 1 + engine.at_once + engine.ahead
+    ran = [single[0] in run for run in engine.runs].index(True)
+    assert ran - before <= 1 + engine.at_once + engine.ahead
 
 
 @pytest.mark.parametrize("place", [0, 13, 31])
@@ -180,11 +180,11 @@ def test_a_full_line_refuses_and_takes_again_when_it_is_empty(scheduler, engine)
 
 
 def test_an_engine_that_breaks_its_protocol_leaves_nobody_waiting(bundle: Bundle) -> None:
-    class Short(OnnxEngine):
+    class Short(RaggedEngine):
         def run(self, rows, prefix_tokens=0):
             return super().run(rows, prefix_tokens)[:-1]
 
-    scheduler = Scheduler(Short(bundle, "fp32", "cpu"), BUDGET, max_queued_tokens=100_000)
+    scheduler = Scheduler(Short(bundle, "fp32"), BUDGET, max_queued_tokens=100_000)
     with pytest.raises(EngineFailure):
         asyncio.run(asyncio.wait_for(scheduler.score(_rows(3)), 10))
     scheduler.close()
@@ -248,7 +248,7 @@ def test_kept_rewards_are_reused_the_latest_longest(bundle: Bundle, engine: Watc
 def test_short_memory_halves_the_batch_and_it_recovers(bundle: Bundle, prefix: int) -> None:
     """An engine that has room for 4 rows: 32 are answered, batches shrink, then grow again."""
 
-    class Small(OnnxEngine):
+    class Small(RaggedEngine):
         room = 4
 
         def run(self, rows, prefix_tokens=0):
@@ -258,7 +258,7 @@ def test_short_memory_halves_the_batch_and_it_recovers(bundle: Bundle, prefix: i
             return super().run(rows, prefix_tokens)
 
     sizes: list[int] = []
-    engine = Small(bundle, "fp32", "cpu", 2)
+    engine = Small(bundle, "fp32", 2)
     recorder = Recorder()
     scheduler = Scheduler(engine, BUDGET, 100_000, recorder)
     start = _rows(1, prefix)[0] if prefix else []
@@ -275,18 +275,18 @@ def test_short_memory_halves_the_batch_and_it_recovers(bundle: Bundle, prefix: i
 
     rewards = asyncio.run(go())
     assert scheduler._shortage.divisor == 1
-    assert rewards == [float(OnnxEngine.run(engine, [row])[0]) for row in rows]
+    assert rewards == [float(RaggedEngine.run(engine, [row])[0]) for row in rows]
     scheduler.close()
 
 
 def test_a_row_that_alone_has_no_room_is_an_error(bundle: Bundle) -> None:
-    class Full(OnnxEngine):
+    class Full(RaggedEngine):
         def run(self, rows, prefix_tokens=0):
             if any(len(row) > 50 for row in rows):
                 raise MemoryError("no room")
             return super().run(rows, prefix_tokens)
 
-    scheduler = Scheduler(Full(bundle, "fp32", "cpu", 2), BUDGET, 100_000)
+    scheduler = Scheduler(Full(bundle, "fp32", 2), BUDGET, 100_000)
 
     async def go():
         calls = [scheduler.score([row]) for row in (*_rows(3), _rows(1, 60)[0])]
@@ -300,7 +300,7 @@ def test_a_row_that_alone_has_no_room_is_an_error(bundle: Bundle) -> None:
 
 def test_a_row_of_one_token_is_counted_and_shares_nothing(bundle: Bundle) -> None:
     recorder = Recorder()
-    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    engine = RaggedEngine(bundle, "fp32", 2)
     scheduler = Scheduler(engine, BUDGET, 100_000, recorder)
     asyncio.run(scheduler.score([[5]]))
     assert engine.cached_tokens([5]) == 0
@@ -319,7 +319,7 @@ def test_a_failure_while_answering_leaves_nobody_waiting(bundle: Bundle) -> None
         def put(self, row, reward):
             raise RuntimeError("a bug")
 
-    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
+    engine = RaggedEngine(bundle, "fp32", 2)
     scheduler = Scheduler(engine, BUDGET, 100_000, cache=Forgetful("", 10))
     with pytest.raises(EngineFailure, match="scheduler: RuntimeError"):
         asyncio.run(asyncio.wait_for(scheduler.score(_rows(3)), 10))
@@ -334,7 +334,7 @@ def test_a_shortage_frees_what_the_failed_run_held(bundle: Bundle) -> None:
     class Held:
         pass
 
-    class Short(OnnxEngine):
+    class Short(RaggedEngine):
         def run(self, rows, prefix_tokens=0):
             alive.append(sum(isinstance(each, Held) for each in gc.get_objects()))
             held = Held()
@@ -342,7 +342,7 @@ def test_a_shortage_frees_what_the_failed_run_held(bundle: Bundle) -> None:
                 raise MemoryError("no room", id(held))
             return super().run(rows, prefix_tokens)
 
-    scheduler = Scheduler(Short(bundle, "fp32", "cpu", 2), BUDGET, 100_000)
+    scheduler = Scheduler(Short(bundle, "fp32", 2), BUDGET, 100_000)
     assert len(asyncio.run(scheduler.score(_rows(4))).rewards) == 4
     assert len(alive) == 7 and not any(alive)
     scheduler.close()
@@ -378,7 +378,7 @@ def test_planning_over_a_huge_line_stays_short(scheduler, engine, shared: int) -
         tasks = [asyncio.create_task(scheduler.score(each)) for each in rows]
         await settled()
         started = time.thread_time()  # not what other processes take
-        next_batch(scheduler._line, engine, BUDGET, TYPICAL)
+        next_batch(scheduler._line, engine, BUDGET)
         seconds = time.thread_time() - started
         for task in tasks:
             task.cancel()
@@ -391,18 +391,19 @@ def test_planning_over_a_huge_line_stays_short(scheduler, engine, shared: int) -
 
 
 def test_states_that_fail_blame_no_row(bundle: Bundle) -> None:
-    class NoStates(OnnxEngine):
-        def _past(self, rows, tokens):
-            raise MemoryError("no room for states")
+    class NoStates(RaggedEngine):
+        def _keep(self, run, present):
+            if run.kept:
+                raise MemoryError("no room for states")
 
-    scheduler = Scheduler(NoStates(bundle, "fp32", "cpu"), BUDGET, max_queued_tokens=100_000)
+    scheduler = Scheduler(NoStates(bundle, "fp32"), BUDGET, max_queued_tokens=100_000)
     rows = [[*range(10, 110), i, i] for i in range(8)]
     assert len(asyncio.run(scheduler.score(rows)).rewards) == 8
     scheduler.close()
 
 
 def test_a_failure_of_the_scheduler_itself_leaves_an_empty_line(bundle: Bundle) -> None:
-    class Forgetful(OnnxEngine):
+    class Forgetful(RaggedEngine):
         broken = True
 
         def cached_tokens(self, row):
@@ -410,7 +411,7 @@ def test_a_failure_of_the_scheduler_itself_leaves_an_empty_line(bundle: Bundle) 
                 raise RuntimeError("a bug")
             return super().cached_tokens(row)
 
-    engine = Forgetful(bundle, "fp32", "cpu")
+    engine = Forgetful(bundle, "fp32")
     scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
     with pytest.raises(EngineFailure, match="scheduler: RuntimeError"):
         asyncio.run(scheduler.score(_rows(3)))
@@ -423,7 +424,7 @@ def test_a_failure_of_the_scheduler_itself_leaves_an_empty_line(bundle: Bundle) 
 def test_draining_answers_what_was_accepted_and_refuses_the_rest(
     bundle: Bundle, config: ServiceConfig, engine: Watched
 ) -> None:
-    scorer = Scorer(bundle, engine, config)
+    scorer = Scorer(bundle, engine, BUDGET, config)
     pairs = [Pair("What is 2 plus 2?", f"{i}") for i in range(200)]
 
     async def go() -> None:

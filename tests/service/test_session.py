@@ -110,18 +110,6 @@ def test_invariant_on_a_cpu_needs_a_variant_that_promises_it(bundle: Bundle, cop
         Scorer.open(ServiceConfig(bundle=copy, device="cpu", invariant=True))
 
 
-def test_what_runs_one_batch_at_a_time_refuses_more(bundle: Bundle, copy: Path) -> None:
-    """An encoder; what kind it is, is read before its graph."""
-    manifest = bundle.manifest
-    rewrite(
-        copy,
-        bundle,
-        architecture=manifest.architecture.model_copy(update={"kind": "bidirectional"}),
-    )
-    with pytest.raises(BundleError, match="runs_at_once: 3, but on cpu this bidirectional model"):
-        Scorer.open(ServiceConfig(bundle=copy, device="cpu", runs_at_once=3))
-
-
 def test_the_gpu_is_named_as_its_driver_does(tmp_path: Path) -> None:
     assert accelerator(tmp_path) == "gpu"
     file = tmp_path / "gpus" / "0000:01:00.0" / "information"

@@ -39,9 +39,8 @@ def precision(request):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def graph(request, precision, tmp_path_factory):
-    path = tmp_path_factory.mktemp(request.param) / "graph"
-    return request.param, packed(request.param, path, precision)
+def graph(request, precision, packed_graph):
+    return request.param, packed_graph(request.param, precision)
 
 
 def _open(model: onnx.ModelProto | str) -> onnxruntime.InferenceSession:
@@ -69,10 +68,10 @@ def test_onnx_runtime_takes_the_graph_and_lacks_kernels_alone(graph, precision) 
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_fused_layers_copy_no_states(family: str, tmp_path) -> None:
+def test_fused_layers_copy_no_states(family: str, packed_graph) -> None:
     """Once a Gather between rotation and attention took a tenth of the time on an H100. Three are
     left, of embeddings, cosines and sines; two GatherND take the rows' last tokens."""
-    model = onnx.load(packed(family, tmp_path / "graph", torch.float16))
+    model = onnx.load(packed_graph(family, torch.float16))
     counts = Counter(node.op_type for node in model.graph.node)
     copying = ("Gather", "GatherND", "Concat", "Slice", "Split", "Transpose", "Expand", "Cast")
     assert {name: counts[name] for name in copying if counts[name]} == {
@@ -92,9 +91,9 @@ def test_a_wrong_type_would_have_been_seen(graph) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_where_all_else_has_kernels_paged_attention_is_what_is_missing(family, tmp_path) -> None:
+def test_where_all_else_has_kernels_paged_attention_is_missing(family, packed_graph) -> None:
     """In fp32 but for the operator, whose inputs are cast: the CPU has kernels for the rest."""
-    model = onnx.load(packed(family, tmp_path / "fp32", torch.float32))
+    model = onnx.load(packed_graph(family, torch.float32))
     nodes = []
     for node in model.graph.node:
         before, after = [], []
@@ -155,13 +154,13 @@ def test_rewards_in_16_bits_are_torchs_and_near_those_in_fp32(graph, precision) 
 
 
 @pytest.mark.parametrize("family", PACKED)
-def test_biases_norms_and_rotations_are_those_of_torch(family: str, tmp_path) -> None:
+def test_biases_norms_and_rotations_are_those_of_torch(family: str, packed_graph) -> None:
     """In fp32, over rows up to the last position, alone and behind a shared prompt."""
     rng = np.random.default_rng(0)
     prompt = rng.integers(3, 800, 40).tolist()
     rows = [[*prompt, *rng.integers(3, 800, n).tolist()] for n in (1, 17, MAX_TOKENS - 40)]
     rows += [rng.integers(3, 800, n).tolist() for n in (2, 50, MAX_TOKENS)]
-    file = packed(family, tmp_path / "fp32", torch.float32)
+    file = packed_graph(family, torch.float32)
     got = PagedEngine(ReferenceRunner(file, POOL), POOL, MAX_TOKENS, "cpu", "numpy").run(rows)
     assert np.abs(got - (predict(tiny(family), rows) - MEAN)).max() <= 1e-4
 

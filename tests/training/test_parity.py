@@ -8,12 +8,14 @@ from service.buckets import Buckets
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.encoder_engine import EncoderEngine
-from service.engine import OnnxEngine
+from service.engine import Engine
 from service.padded_engine import PaddedEngine
 from service.pairs import Pair
+from service.ragged_engine import RaggedEngine
 from service.scorer import Scorer, score_offline
+from service.session import open_session
 from service.text import Message
-from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS
+from tests.training.families import DECODERS, FAMILIES, MAX_TOKENS, tiny
 from tests.training.paged import MEAN, source
 from training.export import TOLERANCE, write_bundle
 from training.model import RewardModel
@@ -24,16 +26,14 @@ LENGTHS = sorted({1, 2, MAX_TOKENS} | {n + d for n in (4, 8, 16, 32, 64) for d i
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(request, run: Run, tmp_path_factory) -> tuple:
+def pair(request, family_bundle) -> tuple:
     """A family's torch model and its bundle. The padding id is also the end of a turn, id 2."""
-    path = tmp_path_factory.mktemp(request.param)
-    made = source(request.param, run)
-    return made.model, write_bundle(path, made, run.reference())
+    return tiny(request.param), family_bundle(request.param)
 
 
-def _engine(bundle: Bundle) -> OnnxEngine | EncoderEngine:
+def _engine(bundle: Bundle) -> Engine:
     causal = bundle.manifest.architecture.kind == "causal"
-    return OnnxEngine(bundle, "fp32", "cpu") if causal else EncoderEngine(bundle, "fp32", "cpu")
+    return RaggedEngine(bundle, "fp32") if causal else EncoderEngine(bundle, "fp32")
 
 
 def test_every_length_agrees_and_no_rank_flips(pair) -> None:
@@ -90,13 +90,11 @@ def test_conversations_agree_with_an_empty_system_prompt_too(pair) -> None:
 
 @pytest.mark.parametrize("pair", DECODERS, indirect=True)
 def test_the_prefix_of_a_group_may_be_computed_once(pair: tuple[object, Bundle]) -> None:
-    """The graph takes past key/values: prompt first, the rest after it, the same bits."""
+    """The padded graph takes past key/values: prompt first, the rest after it, the same bits."""
     _, bundle = pair
-    engine = OnnxEngine(bundle, "fp32", "cpu", 2)
-    session, layers = engine._session, bundle.manifest.architecture.layers
+    session, sizes = open_session(bundle, "fp32", "cpu", 2).ort, bundle.manifest.architecture
     row = np.random.default_rng(1).integers(3, 800, (1, 40))
-    whole = engine.run(row.tolist())[0]
-    states = [f"{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
+    states = [f"{kind}_{i}" for i in range(sizes.layers) for kind in ("key", "value")]
 
     def step(ids: np.ndarray, past: int, feeds: dict) -> list[np.ndarray]:
         positions = np.arange(past, past + ids.shape[1])[None]
@@ -107,7 +105,9 @@ def test_the_prefix_of_a_group_may_be_computed_once(pair: tuple[object, Bundle])
         }
         return session.run(["reward", *(f"present_{name}" for name in states)], inputs | feeds)
 
-    empty = dict(engine._empty)
+    nothing = np.zeros((1, sizes.kv_heads, 0, sizes.head_dim), np.float32)
+    empty = {f"past_{name}": nothing for name in states}
+    whole = step(row, 0, empty)[0][0]
     for split in (2, 17, 38):
         present = step(row[:, :split], 0, empty)[1:]
         feeds = {f"past_{name}": state for name, state in zip(states, present, strict=True)}

@@ -5,19 +5,19 @@ import onnx
 import pytest
 
 from service import ragged
+from service.buckets import Buckets
 from service.bundle import Bundle
-from service.engine import OnnxEngine
+from service.padded_engine import PaddedEngine
 from service.ragged_engine import RaggedEngine
-from tests.training.families import DECODERS, MAX_TOKENS
-from tests.training.paged import MEAN, source, written
+from tests.training.families import DECODERS, MAX_TOKENS, tiny
+from tests.training.paged import MEAN
 from training.export import GRAPH, RAGGED_GRAPH, TOLERANCE
 from training.predict import predict
-from training.run import Run
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def bundle(request, run: Run, tmp_path_factory) -> Bundle:
-    return written(request.param, run, tmp_path_factory.mktemp("ragged") / request.param)
+def bundle(request, family_bundle) -> Bundle:
+    return family_bundle(request.param)
 
 
 def _rows() -> list[list[int]]:
@@ -47,7 +47,7 @@ def test_it_computes_what_the_padded_graph_does(bundle: Bundle) -> None:
     """To the bit, unless the runtime finds other operators to fuse, as it does with the norms of
     GPT-2 and GPT-NeoX: rounding of fp32 then, at rewards near 10."""
     rows = _rows()
-    padded = np.array([OnnxEngine(bundle, "fp32", "cpu", 2).run([row])[0] for row in rows])
+    padded = PaddedEngine(bundle, "fp32", "cpu", Buckets(MAX_TOKENS, MAX_TOKENS), 2).run(rows)
     got = RaggedEngine(bundle, "fp32", 2).run(rows)
     if bundle.manifest.name.startswith("gpt"):
         assert got == pytest.approx(padded, abs=1e-5)
@@ -55,9 +55,9 @@ def test_it_computes_what_the_padded_graph_does(bundle: Bundle) -> None:
         assert got.tolist() == padded.tolist()
 
 
-def test_rewards_are_those_of_torch(run: Run, bundle: Bundle) -> None:
+def test_rewards_are_those_of_torch(bundle: Bundle) -> None:
     rows = _rows()
-    expected = predict(source(bundle.manifest.name, run).model, rows) - np.float32(MEAN)
+    expected = predict(tiny(bundle.manifest.name), rows) - np.float32(MEAN)
     got = RaggedEngine(bundle, "fp32", 2).run(rows)
     assert np.abs(got - expected).max() <= TOLERANCE["fp32"]
 

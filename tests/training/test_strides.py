@@ -8,9 +8,8 @@ import onnx_ir
 import onnxruntime
 import pytest
 
-from tests.training.families import DECODERS, MAX_TOKENS, tiny
+from tests.training.families import MAX_TOKENS, tiny
 from training import strides
-from training.encoder_graph import export_encoder_graph
 from training.graph import export_graph
 
 WIDTH = 48
@@ -19,11 +18,9 @@ WIDTH = 48
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "modernbert"])
 def test_no_product_is_left_over_such_a_width_and_no_bit_changes(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, family_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, wide = tmp_path / "plain.onnx", tmp_path / "wide.onnx"
-    export = export_graph if family in DECODERS else export_encoder_graph
-    export(tiny(family), 0.375, plain)
+    plain, wide = family_bundle(family).file("model.onnx"), tmp_path / "wide.onnx"
     monkeypatch.setattr(strides, "COLUMNS", WIDTH)
     model = onnx_ir.load(plain)
     strides.widen(model)
