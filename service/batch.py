@@ -8,7 +8,7 @@ from service.engine import Engine
 from service.line import Line, Place
 from service.metrics import Recorder
 from service.planner import Limits, Plan
-from service.prefix import HEAD_TOKENS, ITEM, common_tokens
+from service.prefix import HEAD_TOKENS, ITEM, shareable_tokens
 
 
 @dataclass(slots=True)
@@ -72,6 +72,6 @@ def _gains(place: Place, coming: Sequence[Batch]) -> bool:
     """Whether states that one of these batches will leave save the row a prefix."""
     request, i = place
     return any(
-        common_tokens(request.packed[i], batch.prefix) - batch.cached_tokens >= HEAD_TOKENS
+        shareable_tokens(request.packed[i], batch.prefix) - batch.cached_tokens >= HEAD_TOKENS
         for batch in coming
     )

@@ -31,13 +31,14 @@ def common_tokens(first: bytes, second: bytes) -> int:
     return int(differ.argmax())
 
 
-def shareable_tokens(first: bytes, second: bytes) -> int:
-    """How many of their first tokens two packed rows can share.
+def shareable_tokens(first: bytes, second: bytes, common: int | None = None) -> int:
+    """How many of their first tokens two packed rows can share; common: that they have in common,
+    where that is known.
 
     0 below HEAD_TOKENS; always MIN_SUFFIX_TOKENS less than the shorter row.
     """
-    if first[: HEAD_TOKENS * ITEM] != second[: HEAD_TOKENS * ITEM]:
-        return 0
-    most = min(len(first), len(second)) // ITEM - MIN_SUFFIX_TOKENS
-    tokens = min(common_tokens(first, second), most)
+    if common is None:
+        alike = first[: HEAD_TOKENS * ITEM] == second[: HEAD_TOKENS * ITEM]
+        common = common_tokens(first, second) if alike else 0
+    tokens = min(common, min(len(first), len(second)) // ITEM - MIN_SUFFIX_TOKENS)
     return tokens if tokens >= HEAD_TOKENS else 0

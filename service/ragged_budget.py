@@ -5,7 +5,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from service.planner import Plan
-from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, common_tokens, shareable_tokens
+from service.prefix import HEAD_TOKENS, ITEM, common_tokens, shareable_tokens
 
 PASSED_OVER = 16
 "rows that do not fit, and then no more are tried"
@@ -75,11 +75,6 @@ class _Alike:
     def shared(self, first: int, second: int) -> int:
         return shareable_tokens(self._rows[first], self._rows[second])
 
-    def shared_of(self, common: int, first: int, second: int) -> int:
-        """The same of two rows whose first `common` tokens are alike."""
-        most = min(self.length(first), self.length(second)) - MIN_SUFFIX_TOKENS
-        return min(common, most) if min(common, most) >= HEAD_TOKENS else 0
-
     def length(self, row: int) -> int:
         return len(self._rows[row]) // ITEM
 
@@ -96,7 +91,7 @@ class _Alike:
                     common = common_tokens(mine, theirs)
                 if common < HEAD_TOKENS:
                     break
-                if tokens := self.shared_of(common, row, other):
+                if tokens := shareable_tokens(mine, theirs, common):
                     found.append((-tokens, other))
                 place += side
         return [other for _, other in sorted(found)]

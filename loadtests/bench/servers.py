@@ -24,7 +24,7 @@ PATIENCE = {"RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3600"}
 """for the environment: who stood still for a minute (SIGSTOP) has missed three health checks of
 Serve's and gets a new ingress, which refuses connections until it listens"""
 ONE_RUN = "one_run"
-"the service with runs of one thread, one more than there are cores"
+"the service with one run at a time, on all cores"
 SETTLING_S = 5.0
 """after the start, before anything stands still: HAProxy takes a new configuration over with a new
 process, some 0.6 s after the replica is ready; one that is stopped amid it never listens"""

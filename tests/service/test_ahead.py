@@ -220,6 +220,33 @@ def test_a_batch_that_is_done_is_answered_while_an_older_one_runs(bundle: Bundle
     assert scheduler._tokens.used == scheduler._line.rows == 0 and not scheduler._running
 
 
+@pytest.mark.parametrize("strangers", [0, 4])
+def test_rows_wait_for_the_prompt_that_a_running_batch_computes(
+    bundle: Bundle, strangers: int
+) -> None:
+    """Eight responses of 12 tokens to a prompt of 40, of which four fit into a batch: the others
+    are in the next one but one, or, where nothing else waits, in the next."""
+    engine = Watched(bundle, at_once=2)
+    scheduler = Scheduler(engine, RaggedBudget(tokens=4 * 12), max_queued_tokens=100_000)
+    prompt = _rows(1, 40)[0]
+    group = [[*prompt, *end] for end in _rows(8, seed=1)]
+    others = _rows(strangers, seed=2)
+
+    async def go() -> tuple[list[list[list[int]]], list[float]]:
+        engine.gate.clear()
+        calls = [asyncio.create_task(scheduler.score([row])) for row in (*group, *others)]
+        await settled()
+        handed = [list(each.batch.rows) for each in scheduler._handed]
+        engine.gate.set()
+        return handed, [(await call).rewards[0] for call in calls]
+
+    handed, rewards = asyncio.run(go())
+    scheduler.close()
+    assert handed == ([group[:4], others] if others else [group[:4]])
+    assert engine.runs[-1] == group[4:] and len(engine.runs) == len(handed) + 1
+    assert rewards == [float(engine.run([row])[0]) for row in (*group, *others)]
+
+
 def test_a_service_of_runs_at_once_gives_the_same_bits(config: ServiceConfig) -> None:
     """Groups of eight to a prompt, each pair a request, all waiting at the same time."""
     words = np.random.default_rng(3).choice(["good", "bad", "seven", "plus", "sum"], (12, 40))
