@@ -60,7 +60,9 @@ def run(
     grpc_port: int = _default("grpc_port"),
     device: Device = DEVICE,
     variant: str = _default("variant"),
-    threads: Annotated[int, typer.Option(help="0: all this process may use")] = _default("threads"),
+    threads: Annotated[
+        int, typer.Option(help="of one engine run; 0: all, divided between two")
+    ] = _default("threads"),
     ingress: Annotated[str, typer.Option(help="auto, haproxy or python")] = _default("ingress"),
     replicas: int = _default("replicas"),
     invariant: Annotated[

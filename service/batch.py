@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from service import metrics
 from service.engine import Engine
-from service.line import Line, Place
+from service.line import Line, Place, Request
 from service.metrics import Recorder
 from service.planner import Limits, Plan
 from service.prefix import HEAD_TOKENS, ITEM, shareable_tokens
@@ -20,15 +20,16 @@ class Batch:
     plan: Plan
     cached_tokens: int
     "of the prefix, that the engine had states of"
+    coming: bytes
+    "the prefix, packed, where the engine will keep states that it has not yet"
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 
-    @property
-    def prefix(self) -> bytes:
-        """What others may go on from, packed."""
-        return self.packed[0][: self.plan.prefix_tokens * ITEM]
+    def saves(self, row: bytes) -> bool:
+        """Whether the states that are coming would save a packed row a prefix."""
+        return shareable_tokens(row, self.coming) - self.cached_tokens >= HEAD_TOKENS
 
     def record(self, recorder: Recorder, engine_s: float) -> None:
         computed, shared = self.plan.computed_tokens, self.plan.shared_tokens
@@ -46,12 +47,9 @@ def next_batch(
 ) -> Batch | None:
     """The oldest row of the request whose turn it is, and rows that fit to it; None: no row.
 
-    running: batches that the engine has. Rows that go on from what those compute wait for it.
+    running: batches that the engine has. Rows wait for the prefix of one where that saves theirs.
     """
-    coming = [batch for batch in running if batch.plan.prefix_tokens > batch.cached_tokens]
-    window = line.window()
-    if coming:
-        window = [place for place in window if not _gains(place, coming)]
+    window = [place for place in line.window() if not waits(*place, running)]
     if not window:
         return None
     packed = [request.packed[i] for request, i in window]
@@ -59,19 +57,17 @@ def next_batch(
     cached_tokens = engine.cached_tokens(request.rows[seed])
     planned = budget.plan(packed, 0, cached_tokens)
     chosen = [window[i] for i in planned.rows]
+    kept = cached_tokens < planned.prefix_tokens <= engine.kept_tokens
     return Batch(
         [request.rows[i] for request, i in chosen],
         [packed[i] for i in planned.rows],
         line.take(chosen),
         planned,
         min(planned.prefix_tokens, cached_tokens),
+        packed[0][: planned.prefix_tokens * ITEM] if kept else b"",
     )
 
 
-def _gains(place: Place, coming: Sequence[Batch]) -> bool:
-    """Whether states that one of these batches will leave save the row a prefix."""
-    request, i = place
-    return any(
-        shareable_tokens(request.packed[i], batch.prefix) - batch.cached_tokens >= HEAD_TOKENS
-        for batch in coming
-    )
+def waits(request: Request, i: int, running: Sequence[Batch]) -> bool:
+    """Whether a row is better off when one of these batches is done."""
+    return any(batch.coming and batch.saves(request.packed[i]) for batch in running)

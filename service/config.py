@@ -33,9 +33,9 @@ class ServiceConfig(BaseModel):
     whatever shares their batch; a CPU does so in any shape with a variant that promises it"""
 
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0
-    """padded tokens of one engine run, its prefixes apart (of a paged variant, computed tokens,
-    prefixes among them); a single longer row still runs, alone. What arrives meanwhile waits for
-    so much. 0: 768 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
+    """tokens that one engine run computes, padding among them, but for the prefix of a decoder's
+    first row on a CPU; a single longer row still runs, alone. What arrives meanwhile waits for so
+    much. 0: 768 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
     with 4,096, 921 with 16,384 (Qwen3-0.6B, bf16-paged, 26 Nov 2026). Here 2,048 take single pairs
     beside a large request to 4.0 and 4.8 times the p99 they have alone, 1,024 to 2.2 and 2.3 (`make
     bench`); the engine's time with 1,024 is 1.07 of that with 2,048 for single pairs, 1.00 for
@@ -43,11 +43,13 @@ class ServiceConfig(BaseModel):
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a padded batch above which it is not filled further"
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
-    """key and value states that exist at once: those of the running batches, of every row with its
-    prefix, which the runtime holds twice; what it leaves is for kept prefixes. Of a paged one the
-    size of its blocks, which are there from the start; padded graphs on a GPU hold none"""
-    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
-    "key and value states of recent prefixes that are kept at most"
+    """key and value states that exist at once: those of the running batches, which the runtime
+    holds twice; what they leave is for kept prefixes. Of a paged variant the size of its blocks,
+    which are there from the start; padded graphs on a GPU hold none"""
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """key and value states of recent prefixes that are kept at most; a prefix with more than that
+    is computed anew in every batch. None: 256 MiB, or what two of the longest prompts take where
+    that is more"""
     score_cache_rows: Annotated[int, Field(ge=0)] = 0
     "rewards of recent rows that are kept, about 150 bytes each; 0: none"
     max_encoding_characters: Positive = 64_000_000

@@ -20,7 +20,7 @@ class EncoderEngine:
     the graph instead.
     """
 
-    ahead = 0
+    ahead = kept_tokens = 0
 
     def __init__(self, bundle: Bundle, variant: str, threads: int = 0, at_once: int = 1) -> None:
         if bundle.manifest.architecture.kind != "bidirectional":

@@ -18,6 +18,8 @@ class Engine(Protocol):
     "batches that run at the same time"
     ahead: int
     "batches handed over beyond those, so that the device does not idle while the next is planned"
+    kept_tokens: int
+    "of a prefix, so that its states are kept; those of a longer one are not"
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows of token ids, each of its own length -> (B,) float32 rewards.

@@ -20,6 +20,8 @@ BATCH_TOKENS = {"cpu": 768, "cuda": 16_384}
 "of a run, where the configuration leaves it to the device"
 RUNS_AT_ONCE = 2
 "on a CPU, where the configuration leaves it to the machine"
+PREFIX_CACHE_BYTES, KEPT_PROMPTS = 256 * 1024 * 1024, 2
+"at least, where the configuration leaves it to the model; that many of its longest prompts"
 
 
 def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Limits]:
@@ -53,11 +55,14 @@ def open_engine(bundle: Bundle, config: ServiceConfig) -> tuple[Engine, Limits]:
     if not causal:
         encoder = EncoderEngine(bundle, config.variant, threads, at_once)
         return encoder, PaddedBudget(tokens, config.max_padding)
-    decoder = RaggedEngine(
-        bundle, config.variant, threads, config.prefix_cache_bytes, config.max_state_bytes, at_once
-    )
-    token_bytes = 2 * bundle.manifest.architecture.state_bytes_per_token()
-    return decoder, RaggedBudget(tokens, max(1, config.max_state_bytes // at_once // token_bytes))
+    token_bytes = bundle.manifest.architecture.state_bytes_per_token()
+    kept = config.prefix_cache_bytes
+    if kept is None:
+        prompts = KEPT_PROMPTS * bundle.manifest.text.max_prompt_tokens * token_bytes
+        kept = max(PREFIX_CACHE_BYTES, prompts)
+    decoder = RaggedEngine(bundle, config.variant, threads, kept, config.max_state_bytes, at_once)
+    states = config.max_state_bytes // at_once // (2 * token_bytes)
+    return decoder, RaggedBudget(tokens, max(1, states))
 
 
 def _runs_at_once(threads: int) -> int:

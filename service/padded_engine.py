@@ -31,7 +31,7 @@ class PaddedEngine:
     Decoders need no mask: attention is causal, so a real token never sees one that pads.
     """
 
-    at_once = 1
+    at_once, kept_tokens = 1, 0
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class PagedEngine:
     own. Rewards may depend in their last bits on what shares the run (README, GPU: invariance).
     """
 
-    at_once = 1
+    at_once, kept_tokens = 1, 0
 
     def __init__(
         self,

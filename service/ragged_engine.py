@@ -54,6 +54,7 @@ class RaggedEngine:
         self._states = StateCache(prefix_cache_bytes)
         self._room = StateRoom(max_state_bytes)
         self._token_bytes = sizes.state_bytes_per_token()
+        self.kept_tokens = prefix_cache_bytes // self._token_bytes
 
     def run(self, rows: Sequence[Sequence[int]], prefix_tokens: int = 0) -> np.ndarray:
         """B rows -> (B,) float32 rewards. What they share is found here; the first `prefix_tokens`
@@ -70,6 +71,7 @@ class RaggedEngine:
                     ["reward", *(presents if run.kept else [])], feeds | self._past(run.past)
                 )
                 self._keep(run, dict(zip(self._empty, states, strict=False)))
+                self._states.shrink(self._room.left)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -102,5 +104,6 @@ class RaggedEngine:
 
     def _keep(self, run: ragged.Run, present: States) -> None:
         for prefix, places in run.kept.items():
-            own = {name: states.take(places, axis=2) for name, states in present.items()}
-            self._states.put(prefix, own)
+            if len(places) <= self.kept_tokens:
+                own = {name: states.take(places, axis=2) for name, states in present.items()}
+                self._states.put(prefix, own)

@@ -7,7 +7,7 @@ length from all of them, so that a request of thousands of rows cannot starve a 
 An engine that asks for it is handed the next batch while one runs, to run it beside the first
 (`at_once`), or so that a GPU does not idle while Python plans (`ahead`): as soon as a whole batch
 is waiting, since what is handed over can no longer be filled up, and below that the device is not
-what is short.
+what is short. Rows that wait for a running batch's prefix are not in it and count nevertheless.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service import metrics
-from service.batch import Batch, next_batch
+from service.batch import Batch, next_batch, waits
 from service.engine import Engine
 from service.errors import DeadlineExceeded, EngineFailure, RewardError
 from service.isolation import run_isolated
@@ -167,7 +167,9 @@ class Scheduler:
             if self._loop_task is None:
                 self._loop_task = loop.create_task(self._work())
             elif self._full_line and self._takes_more and self._may_take():
-                self._full_line.set()
+                running = self._running_batches
+                if not all(waits(request, i, running) for i in request.waiting):
+                    self._full_line.set()
         self._gauge()
         return request
 
@@ -207,8 +209,8 @@ class Scheduler:
     def _hand_over(self) -> bool:
         """Give the workers what they may have; whether it has anything."""
         while self._takes_more and self._may_take():
-            running = [handed.batch for handed in self._handed]
-            batch = next_batch(self._line, self._engine, self._shortage.budget, running)
+            budget = self._shortage.budget
+            batch = next_batch(self._line, self._engine, budget, self._running_batches)
             if batch is None:
                 break
             self._running |= zip(batch.packed, batch.places, strict=True)
@@ -218,6 +220,10 @@ class Scheduler:
             self._handed.append(_Handed(batch, done, time.perf_counter()))
             self._gauge()
         return bool(self._handed)
+
+    @property
+    def _running_batches(self) -> list[Batch]:
+        return [handed.batch for handed in self._handed]
 
     @property
     def _takes_more(self) -> bool:

@@ -20,7 +20,7 @@ MORE = 16
 "a cache line of them"
 PRODUCTS = frozenset({"MatMul", "Gemm"})
 ELEMENTWISE = frozenset({"Add", "Gelu", "Mul", "Pow", "Relu", "Sigmoid", "Sub", "Swish", "Tanh"})
-"operators of an MLP that give a finite value for any finite one"
+"operators of an MLP that give a finite value for any finite one, Pow with a positive exponent"
 
 
 def widen(model: onnx_ir.Model) -> None:
@@ -68,6 +68,11 @@ def _is_own(value: onnx_ir.Value) -> bool:
     return _is_constant(value) and len(value.uses()) == 1
 
 
+def _is_positive(value: onnx_ir.Value | None) -> bool:
+    tensor = None if value is None else value.const_value
+    return tensor is not None and bool((tensor.numpy() > 0).all())
+
+
 def _made_of(value: onnx_ir.Value) -> list[onnx_ir.Value] | None:
     """Everything that has to be as wide as this value, itself included, down to the weights that
     make it; None where something else does."""
@@ -79,6 +84,8 @@ def _made_of(value: onnx_ir.Value) -> list[onnx_ir.Value] | None:
         weights = node.inputs[1]
         return [*found, weights] if weights is not None and _is_own(weights) else None
     if node.op_type not in ELEMENTWISE or node.domain:
+        return None
+    if node.op_type == "Pow" and not _is_positive(node.inputs[1]):
         return None
     for each in node.inputs:
         if each is None or each.const_value is None:

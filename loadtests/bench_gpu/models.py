@@ -25,9 +25,10 @@ from training.model import RewardModel
 from training.paged import KINDS as PAGED
 from training.paged_graph import export_paged_graph
 from training.predict import predict
+from training.ragged_graph import export_ragged_graph
 from training.rounding import rounded
 
-GRAPH = "model.onnx"
+GRAPH, RAGGED_GRAPH = "model.onnx", "model.ragged.onnx"
 WORDS = [f"w{i}" for i in range(400)]
 BLOCK = 1 << 20
 SPREAD = 0.02
@@ -99,9 +100,12 @@ def _fill(parameter: torch.Tensor, block: torch.Tensor) -> None:
 
 
 def _padded(built: RewardModel, path: Path, name: str) -> Variant:
-    """The graph with past key/values; a PaddedEngine runs it on a GPU."""
+    """The graph with past key/values; a PaddedEngine runs it on a GPU. In fp32 that of CPUs too."""
     export_graph(built, 0.0, path / GRAPH)
-    return _variant(name, "fp32" if name == "fp32" else "bf16")
+    if name != "fp32":
+        return _variant(name, "bf16")
+    export_ragged_graph(built, 0.0, path / RAGGED_GRAPH, path / GRAPH)
+    return _variant(name, "fp32").model_copy(update={"ragged": RAGGED_GRAPH})
 
 
 def _packed(built: RewardModel, path: Path, name: str) -> Variant:

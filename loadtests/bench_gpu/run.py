@@ -19,6 +19,7 @@ import torch
 from loadtests.bench_gpu import models, report
 from loadtests.bench_gpu.story import Bench, bench
 from loadtests.bench_gpu.workloads import WORKLOADS
+from service.engines import BATCH_TOKENS
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOM = Path("runs/bench-gpu")
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--models", default="qwen3-0.6b,llama-3.1-8b")
     parser.add_argument("--variants", help=f"{GPU_VARIANTS}; on a CPU fp32")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
-    parser.add_argument("--budget", type=int, help="padded tokens of a run; 16384, on a CPU 1024")
+    parser.add_argument("--budget", type=int, help="tokens of a run; as the service has them")
     parser.add_argument("--quick", action="store_true", help="few pairs, and short ones")
     parser.add_argument("--room", type=Path, default=ROOM, help="where bundles are made and kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> None:
         ),
         _some(arguments.workloads, WORKLOADS, "--workloads"),
         arguments.quick,
-        arguments.budget or (16_384 if cuda else 1024),
+        arguments.budget or BATCH_TOKENS[arguments.device],
         arguments.room,
         arguments.out / f"{kind}-{now:%Y-%m-%d-%H%M}",
         {

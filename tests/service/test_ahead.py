@@ -225,26 +225,31 @@ def test_rows_wait_for_the_prompt_that_a_running_batch_computes(
     bundle: Bundle, strangers: int
 ) -> None:
     """Eight responses of 12 tokens to a prompt of 40, of which four fit into a batch: the others
-    are in the next one but one, or, where nothing else waits, in the next."""
+    are in the next one but one, or, where nothing else waits, in the next. With the prompt's states
+    kept, or where they never are, nobody waits."""
     engine = Watched(bundle, at_once=2)
     scheduler = Scheduler(engine, RaggedBudget(tokens=4 * 12), max_queued_tokens=100_000)
-    prompt = _rows(1, 40)[0]
-    group = [[*prompt, *end] for end in _rows(8, seed=1)]
+    prompt, *ends = _rows(1, 40) + _rows(16, seed=1)
+    group, again = ([[*prompt, *end] for end in ends[i : i + 8]] for i in (0, 8))
     others = _rows(strangers, seed=2)
 
-    async def go() -> tuple[list[list[list[int]]], list[float]]:
+    async def handed(rows: list[list[int]]) -> list[list[list[int]]]:
         engine.gate.clear()
-        calls = [asyncio.create_task(scheduler.score([row])) for row in (*group, *others)]
+        calls = [asyncio.create_task(scheduler.score([row])) for row in rows]
         await settled()
-        handed = [list(each.batch.rows) for each in scheduler._handed]
+        batches = [list(each.batch.rows) for each in scheduler._handed]
         engine.gate.set()
-        return handed, [(await call).rewards[0] for call in calls]
+        rewards = [(await call).rewards[0] for call in calls]
+        assert rewards == [float(RaggedEngine.run(engine, [row])[0]) for row in rows]
+        return batches
 
-    handed, rewards = asyncio.run(go())
+    first = asyncio.run(handed(group + others))
+    assert first == ([group[:4], others] if others else [group[:4]])
+    assert engine.runs[-1] == group[4:] and len(engine.runs) == len(first) + 1
+    assert asyncio.run(handed(again)) == [again[:4], again[4:]]
+    engine.kept_tokens = 39
+    assert len(asyncio.run(handed([[9, *row] for row in again]))) == 2
     scheduler.close()
-    assert handed == ([group[:4], others] if others else [group[:4]])
-    assert engine.runs[-1] == group[4:] and len(engine.runs) == len(handed) + 1
-    assert rewards == [float(engine.run([row])[0]) for row in (*group, *others)]
 
 
 def test_a_service_of_runs_at_once_gives_the_same_bits(config: ServiceConfig) -> None:

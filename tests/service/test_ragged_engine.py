@@ -35,6 +35,11 @@ def test_cpus_run_the_ragged_graph_in_batches_as_large_as_is_set(
     assert isinstance(engine, RaggedEngine)
     token = 2 * bundle.manifest.architecture.state_bytes_per_token()
     assert limits == RaggedBudget(tokens, 1_000_000 // token)
+    assert engine.kept_tokens == 256 * 2**20 // (token // 2)
+    sizes = bundle.manifest.text.model_copy(update={"max_prompt_tokens": 10**6})
+    manifest = bundle.manifest.model_copy(update={"text": sizes})
+    engine, _ = open_engine(bundle.model_copy(update={"manifest": manifest}), config)
+    assert engine.kept_tokens == 2 * 10**6
 
 
 @pytest.mark.parametrize(
@@ -42,12 +47,19 @@ def test_cpus_run_the_ragged_graph_in_batches_as_large_as_is_set(
     [(4, 0, 0, (2, 2)), (3, 0, 0, (2, 2)), (1, 0, 0, (1, 1)), (4, 3, 0, (1, 3)), (2, 0, 3, (3, 1))],
 )
 def test_two_runs_at_once_share_the_cores_unless_it_is_set(
-    bundle: Bundle, monkeypatch, cpus: int, threads: int, runs: int, opened: tuple[int, int]
+    bundle: Bundle,
+    family_bundle,
+    monkeypatch,
+    cpus: int,
+    threads: int,
+    runs: int,
+    opened: tuple[int, int],
 ) -> None:
     monkeypatch.setattr("service.engines.usable_cpus", lambda: cpus)
-    options = {"bundle": bundle.path, "device": "cpu", "threads": threads, "runs_at_once": runs}
-    engine, _ = open_engine(bundle, ServiceConfig(**options))
-    assert (engine.at_once, int(engine.fingerprint.rpartition("threads=")[2])) == opened
+    for each in (bundle, family_bundle("bert")):
+        options = {"bundle": each.path, "device": "cpu", "threads": threads, "runs_at_once": runs}
+        engine, _ = open_engine(each, ServiceConfig(**options))
+        assert (engine.at_once, int(engine.fingerprint.rpartition("threads=")[2])) == opened
 
 
 @pytest.mark.parametrize("length", [18, 19, 33, 64, 130])

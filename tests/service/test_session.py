@@ -110,6 +110,12 @@ def test_invariant_on_a_cpu_needs_a_variant_that_promises_it(bundle: Bundle, cop
         Scorer.open(ServiceConfig(bundle=copy, device="cpu", invariant=True))
 
 
+def test_a_gpu_that_runs_one_batch_at_a_time_refuses_more(bundle: Bundle, monkeypatch) -> None:
+    monkeypatch.setattr("service.engines.resolve_device", lambda *_: "cuda")
+    with pytest.raises(BundleError, match="runs_at_once: 2, but a GPU runs one batch at a time"):
+        Scorer.open(ServiceConfig(bundle=bundle.path, runs_at_once=2))
+
+
 def test_the_gpu_is_named_as_its_driver_does(tmp_path: Path) -> None:
     assert accelerator(tmp_path) == "gpu"
     file = tmp_path / "gpus" / "0000:01:00.0" / "information"

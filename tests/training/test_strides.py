@@ -8,9 +8,14 @@ import onnx_ir
 import onnxruntime
 import pytest
 
+from service.manifest import Variant
+from service.ragged_engine import RaggedEngine
 from tests.training.families import MAX_TOKENS, tiny
-from training import strides
+from tests.training.paged import written
+from training import int8, strides
 from training.graph import export_graph
+from training.run import Run
+from training.variants import with_variant
 
 WIDTH = 48
 "of the tiny models' residual stream; their MLPs have a multiple of it"
@@ -30,6 +35,22 @@ def test_no_product_is_left_over_such_a_width_and_no_bit_changes(
     assert _reduced(wide) == [size + 16 * (size % WIDTH == 0) for size in before]
     assert _rewards(plain).std() > 0.01
     assert _rewards(wide).tolist() == _rewards(plain).tolist()
+
+
+def test_what_cpus_run_has_the_same_bits_over_other_widths_and_int8_takes_them(
+    family_bundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = family_bundle("llama")
+    monkeypatch.setattr(strides, "COLUMNS", WIDTH)
+    wide = written("llama", run, tmp_path / "wide")
+    assert any(size % WIDTH == 16 for size in _reduced(wide.file("model.ragged.onnx")))
+    rows = np.random.default_rng(0).integers(3, 800, (5, 40)).tolist()
+    rewards = [RaggedEngine(bundle, "fp32", 2).run(rows) for bundle in (plain, wide)]
+    assert rewards[0].std() > 0.01 and rewards[0].tolist() == rewards[1].tolist()
+    int8._quantize(wide.file("model.ragged.onnx"), wide.path / int8.GRAPH)
+    variant = Variant(tolerance=1.0, **int8._FIXED, ragged=int8.GRAPH)
+    rounded = RaggedEngine(with_variant(wide, variant), int8.NAME, 2).run(rows)
+    assert 0 < np.abs(rounded - rewards[0]).max() < rewards[0].std()
 
 
 def test_weights_that_make_the_left_side_are_widened_and_all_else_is_padded(
