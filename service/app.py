@@ -159,7 +159,9 @@ def _run(config: ServiceConfig, announce: Any) -> None:
             f"ready at http://{config.host}:{config.port} and grpc://{config.host}:"
             f"{config.grpc_port} after {seconds:.1f} s"
         )
-        stop.wait()
+        # a signal that another thread takes, as one after SIGCONT may be, does not wake this one
+        while not stop.wait(timeout=1.0):
+            pass
         announce("draining: new requests get 503, accepted ones are answered")
         handle.broadcast("drain").results(timeout_s=config.drain_timeout_s)
         serve.delete(APP)
