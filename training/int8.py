@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 from scipy.stats import spearmanr
 
 from service.bundle import Bundle
@@ -24,6 +25,7 @@ from service.pairs import Pair
 from service.scorer import Scorer, score_offline
 from training.data import Group
 from training.evaluate import evaluate
+from training.strides import narrow
 from training.variants import with_variant
 
 NAME, GRAPH = "int8", "model.int8.onnx"
@@ -91,8 +93,11 @@ def _quantizer() -> Any:
 
 
 def _quantize(source: Path, target: Path) -> None:
+    model = onnx_ir.load(source)
+    onnx_ir.external_data.load_to_model(model)
+    narrow(model)
     quantizer = _quantizer()(
-        onnx.load(source), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+        onnx_ir.to_proto(model), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
     )
     quantizer.process()
     onnx.save(

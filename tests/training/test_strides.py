@@ -51,6 +51,12 @@ def test_what_cpus_run_has_the_same_bits_over_other_widths_and_int8_takes_them(
     variant = Variant(tolerance=1.0, **int8._FIXED, ragged=int8.GRAPH)
     rounded = RaggedEngine(with_variant(wide, variant), int8.NAME, 2).run(rows)
     assert 0 < np.abs(rounded - rewards[0]).max() < rewards[0].std()
+    nodes = onnx.load(wide.path / int8.GRAPH).graph.node
+    blocked = [
+        a.i for n in nodes if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "K"
+    ]
+    assert blocked == [k for k in _reduced(plain.file("model.ragged.onnx")) if k]
+    assert not any(node.op_type == "Pad" for node in nodes)
 
 
 def test_weights_that_make_the_left_side_are_widened_and_all_else_is_padded(
