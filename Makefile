@@ -20,7 +20,7 @@ help:
 	@echo "make image-check  the serve image, non-root and read-only, on $(BUNDLE)"
 	@echo "make k8s-check  render the Kubernetes overlays and check every object"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
-	@echo "make bench    ten minutes: throughput against baselines, the offline limit and the roofline"
+	@echo "make bench    ten to twenty minutes: throughput against baselines, the offline limit and the roofline"
 	@echo "make bench-gpu  the same on one NVIDIA GPU: ceilings, engine, HTTP, PyTorch (README, GPU)"
 	@echo "make trainers  the trainers' own code against the service, each in its own environment"
 	@echo "make serve    serve $(BUNDLE) on http://127.0.0.1:8000"

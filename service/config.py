@@ -37,9 +37,8 @@ class ServiceConfig(BaseModel):
     first row on a CPU; a single longer row still runs, alone. What arrives meanwhile waits for so
     much. 0: 768 on a CPU and 16,384 on a GPU. There an H200 scored 803 pairs/s of 300 tokens
     with 4,096, 921 with 16,384 (Qwen3-0.6B, bf16-paged, 26 Nov 2026). Here 2,048 take single pairs
-    beside a large request to 4.0 and 4.8 times the p99 they have alone, 1,024 to 2.2 and 2.3 (`make
-    bench`); the engine's time with 1,024 is 1.07 of that with 2,048 for single pairs, 1.00 for
-    batches, 0.95 for groups (interleaved, six turns; 27 Nov 2026)"""
+    beside a large request to 4.0 and 4.8 times the p99 they have alone, 1,024 to 2.2 and 2.3, two
+    runs of 768 at once to 2.6 (`make bench`, 27 and 28 Nov 2026)"""
     max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.15
     "share of padded tokens in a padded batch above which it is not filled further"
     max_state_bytes: Positive = 2 * 1024 * 1024 * 1024
