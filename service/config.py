@@ -47,7 +47,7 @@ class ServiceConfig(BaseModel):
     which are there from the start; padded graphs on a GPU hold none"""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
     """key and value states of recent prefixes that are kept at most; a prefix with more than that
-    is computed anew in every batch. None: 256 MiB, or what two of the longest prompts take where
+    is computed anew in every batch. None: 128 MiB, or what two of the longest prompts take where
     that is more"""
     score_cache_rows: Annotated[int, Field(ge=0)] = 0
     "rewards of recent rows that are kept, about 150 bytes each; 0: none"

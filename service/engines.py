@@ -20,7 +20,7 @@ BATCH_TOKENS = {"cpu": 768, "cuda": 16_384}
 "of a run, where the configuration leaves it to the device"
 RUNS_AT_ONCE = 2
 "on a CPU, where the configuration leaves it to the machine"
-PREFIX_CACHE_BYTES, KEPT_PROMPTS = 256 * 1024 * 1024, 2
+PREFIX_CACHE_BYTES, KEPT_PROMPTS = 128 * 1024 * 1024, 2
 "at least, where the configuration leaves it to the model; that many of its longest prompts"
 
 

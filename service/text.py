@@ -3,10 +3,9 @@
 Training and serving both encode through `Encoder`. Knows text and ids; knows nothing of models.
 """
 
-import json
-import os
 import re
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -205,7 +204,7 @@ class Encoder:
 
     def _opening(self, turns: Sequence[Message], field: str) -> str:
         """What the rendered text begins with, whatever the response is."""
-        said = json.dumps([(turn.role, turn.content) for turn in turns])
+        said = repr([(turn.role, turn.content) for turn in turns])
         key = blake2b(said.encode(), digest_size=16).digest()
         with self._lock:
             known = self._openings.get(key)
@@ -213,7 +212,7 @@ class Encoder:
             return known
         opening, _ = self._apply(turns, field, generation_prompt=True)
         probe, _ = self._apply([*turns, _answer("\ue002")], field)
-        text = self._whole_tokens(os.path.commonprefix([opening, probe]))
+        text = self._whole_tokens(opening[: _common(opening, probe)])
         if len(text) + KEY_BYTES <= KEPT:
             with self._lock:
                 self._openings[key] = text
@@ -277,6 +276,12 @@ class Encoder:
             ) from error
         sealed, specials = self._tokenizer.seal(text)
         return self._mark.sub(lambda match: hidden[int(match[1])], sealed), specials
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters they begin with in common; os.path.commonprefix takes them one by one."""
+    lengths = range(1, min(len(first), len(second)) + 1)
+    return bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])
 
 
 def _answer(response: str) -> Message:

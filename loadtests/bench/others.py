@@ -83,7 +83,8 @@ def _arrivals(bench: Bench, write: Writer, lasts_s: float, post: Workload | None
 
 
 def no_op(bundle: Path, words: list[str], sizes: Sizes, say: Callable[[str], None]) -> Row:
-    """Requests/s of the service on an engine that costs nothing, and of an empty application."""
+    """Requests/s, and latency of one client, of the service on an engine that costs nothing and of
+    an empty application: of *one*, that latency is Ray's and HAProxy's."""
     rates: dict[str, list[Measured]] = {"null_engine": [], "no_op": []}
     with servers.together(
         servers.module("null_engine", bundle), servers.module("baselines.no_op", bundle)
@@ -94,6 +95,11 @@ def no_op(bundle: Path, words: list[str], sizes: Sizes, say: Callable[[str], Non
                 got = measure.over_http(server, Workload("no-op", work.requests, 16))
                 rates[server.name] += [got] if turn else []  # the first one warms up
                 say(f"no-op {server.name:11} {got.pairs_per_s:7.0f} requests/s")
+        bodies = [body(request) for request in one(Writer(words, 99), sizes.one_requests).requests]
+        alone = {
+            server.name: uvloop.run(closed_loop(server.score, bodies, 1))
+            for server in (null, empty)
+        }
     ratios = [
         ours.pairs_per_s / empty.pairs_per_s
         for ours, empty in zip(rates["null_engine"], rates["no_op"], strict=True)
@@ -103,6 +109,10 @@ def no_op(bundle: Path, words: list[str], sizes: Sizes, say: Callable[[str], Non
         **{
             f"{name}_per_s": statistics.median(m.pairs_per_s for m in all_rounds)
             for name, all_rounds in rates.items()
+        },
+        "one_client_p50_ms": {
+            name: statistics.median(answer.latency_s * 1e3 for answer in answers)
+            for name, answers in alone.items()
         },
         "client_cpu": {
             name: statistics.median(m.client_cpu for m in all_rounds)

@@ -1,6 +1,6 @@
 """A long stream of requests of random lengths: does memory stay flat, does every bit?
 
-What a runtime's arena keeps, it keeps for every shape it has met; so lengths are spread evenly over
+What an allocator keeps, it may keep for every shape it has met; so lengths are spread evenly over
 their logarithm, from one token to the longest, and every request has other company than before.
 """
 

@@ -35,7 +35,7 @@ def test_cpus_run_the_ragged_graph_in_batches_as_large_as_is_set(
     assert isinstance(engine, RaggedEngine)
     token = 2 * bundle.manifest.architecture.state_bytes_per_token()
     assert limits == RaggedBudget(tokens, 1_000_000 // token)
-    assert engine.kept_tokens == 256 * 2**20 // (token // 2)
+    assert engine.kept_tokens == 128 * 2**20 // (token // 2)
     sizes = bundle.manifest.text.model_copy(update={"max_prompt_tokens": 10**6})
     manifest = bundle.manifest.model_copy(update={"text": sizes})
     engine, _ = open_engine(bundle.model_copy(update={"manifest": manifest}), config)
