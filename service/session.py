@@ -85,9 +85,6 @@ def open_session(
     options.log_severity_level = 3
     providers: list[Any] = [CPU]
     missing = ""
-    # A CPU's arena doubles as it grows and keeps what it has: 150 MiB more after long prompts, and
-    # no faster than malloc (12.6M parameters, two runs at once; README, Benchmark).
-    options.enable_cpu_mem_arena = device == "cuda"
     if device == "cuda":
         missing = _preload(ort)
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
