@@ -76,8 +76,8 @@ def environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_metrics_report_interval_ms": "1000",
         # Ray starts its workers at nice 15: a replica would yield to every other process.
         "RAY_worker_niceness": "0",
-        # glibc gives every thread a heap of its own, and each keeps what it once had: 40 MiB of
-        # 1,450 with two runs at once (28 Nov 2026).
+        # For the processes that Ray starts: glibc gives every thread a heap of its own, and each
+        # keeps what it once had, 40 MiB of 1,450 with two runs at once (28 Nov 2026).
         "MALLOC_ARENA_MAX": "2",
         # One event loop for Serve and us: nothing of ours blocks it, and handing each request from
         # one thread to another took a third of a replica's time (an engine of no cost: 855 requests
