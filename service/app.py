@@ -68,8 +68,8 @@ def uses_haproxy(config: ServiceConfig) -> bool:
 
 
 def environment(config: ServiceConfig) -> dict[str, str]:
-    """What Ray reads once, when it is imported, but for ports. What is set already wins, but for
-    the ingress."""
+    """What Ray reads once, when it is imported, but for ports, and what its processes inherit. What
+    is set already wins, but for the ingress."""
     values = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",

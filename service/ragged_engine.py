@@ -34,7 +34,7 @@ class RaggedEngine:
         bundle: Bundle,
         variant: str,
         threads: int = 0,
-        prefix_cache_bytes: int = 256 * 1024 * 1024,
+        prefix_cache_bytes: int = 128 * 1024 * 1024,
         max_state_bytes: int = 2 * 1024 * 1024 * 1024,
         at_once: int = 1,
     ) -> None:
