@@ -12,6 +12,8 @@ from round to round.
 import argparse
 import asyncio
 import contextlib
+import functools
+import operator
 import random
 import sys
 import time
@@ -54,7 +56,7 @@ after the warm-up: ours from the start (service/threads.py), the tokenizer's wit
 """
 COUNTED_EVERY_S = 5
 "how often Ray counts tasks"
-TASK_COUNTS = 4
+COUNTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +109,20 @@ async def calm(service: Service, requests: Sequence[Ask], at_once: int) -> Count
 
 
 def left(service: Service, replica: psutil.Process) -> Left:
-    """With the least of some counts of tasks: Serve's health checks and reports come and go on the
-    same loop, what is left over stays. A count that is not on the page is waited for."""
+    """With the least of some counts of tasks and threads: Serve's health checks and reports come
+    and go on the same loop, a thread that has just started bears the name of the one that started
+    it; what is left over stays. A count of tasks that is not on the page is waited for."""
     states: list[Left] = []
     for _ in range(20):
         state = _left(service, replica)
         if state.tasks:
             states.append(state)
-        if len(states) == TASK_COUNTS:
-            return replace(state, tasks=min(each.tasks for each in states))
+        if len(states) == COUNTS:
+            return replace(
+                state,
+                tasks=min(each.tasks for each in states),
+                threads=functools.reduce(operator.and_, (each.threads for each in states)),
+            )
         time.sleep(COUNTED_EVERY_S)
     raise AssertionError("Ray does not say how many tasks there are")
 
