@@ -4,16 +4,14 @@ Inputs   input_ids (B, T) int64; attention_mask (B, T) int64, 1 for real tokens.
 Output   reward (B,) float32.
 """
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from service.manifest import Architecture
-from training.graph import OPSET, own_errors, strip
 from training.model import EncoderRewardModel
+from training.program import to_program
 from training.strides import widen
 
 ROTARY = ("modernbert",)
@@ -54,23 +52,16 @@ def encoder_sizes(model: EncoderRewardModel) -> Architecture:
 
 def export_encoder_graph(model: EncoderRewardModel, mean: float, file: Path) -> None:
     """Write `file` and, beside it, its weights as `file`.data."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     ids = torch.zeros(2, 5, dtype=torch.int64)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     rows = {0: "batch", 1: "tokens"}
-    with warnings.catch_warnings(), own_errors(model.config.model_type):
-        warnings.simplefilter("ignore")  # the exporter's own
-        program = torch.onnx.export(
-            EncoderGraph(model, mean).eval(),
-            (ids, mask),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(rows, rows),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["reward"],
-            verbose=False,
-        )
-    assert program is not None
+    program = to_program(
+        EncoderGraph(model, mean),
+        (ids, mask),
+        (rows, rows),
+        inputs=["input_ids", "attention_mask"],
+        outputs=["reward"],
+        family=model.config.model_type,
+    )
     widen(program.model)
-    strip(program.model)
     program.save(str(file), external_data=True)

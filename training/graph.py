@@ -12,28 +12,24 @@ sees one that pads. A reward is read at one token, so the last layer computes ke
 tokens and everything else for that token alone: nearly a sixth of a six-layer model's work.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir
 import torch
 from torch import nn
-from torch.onnx import OnnxExporterError
 from torch.onnx.ops import attention
 from transformers import AttentionInterface
 
 from service.errors import TrainingError
 from service.manifest import Architecture
 from training.model import RewardModel
+from training.program import to_program
 from training.strides import widen
 
-OPSET = 23
 ATTENTION = "reward_onnx"
 
 States = tuple[torch.Tensor, torch.Tensor]
@@ -195,7 +191,6 @@ def attention_through(
 ) -> Iterator[None]:
     """While it lasts, the model's layers call `attend`, transformers' attention named `name`."""
     AttentionInterface.register(name, attend)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision; we do not
     before = model.config._attn_implementation
     model.backbone.set_attn_implementation(name)
     try:
@@ -220,37 +215,11 @@ def sizes(model: RewardModel) -> Architecture:
     )
 
 
-@contextmanager
-def own_errors(family: str) -> Iterator[None]:
-    """Our refusal instead of the exporter's error around it."""
-    try:
-        yield
-    except OnnxExporterError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, TrainingError):
-            cause = cause.__cause__
-        raise cause or TrainingError(f"{family} models cannot be exported: {error}") from None
-
-
-def strip(model: onnx_ir.Model) -> None:
-    """Remove what the exporter notes about itself (stack traces, paths): the same weights give
-    the same file, wherever and from whatever line they were exported."""
-    graph = model.graph
-    for part in (model, graph, *graph, *graph.inputs, *graph.initializers.values()):
-        part.metadata_props.clear()
-    for node in graph:
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-
-
 def export_graph(model: RewardModel, mean: float, file: Path) -> None:
     """Write `file` and, beside it, its weights as `file`.data."""
     shape = sizes(model)
     layers = range(shape.layers)
-    graph = RewardGraph(model, mean).eval()
-    # No axis is 0 or 1 in the example, which the exporter takes for constants, and no tensor comes
-    # twice, which it takes for one input.
+    graph = RewardGraph(model, mean)
     state = (2, shape.kv_heads, 4, shape.head_dim)
     dtype = next(model.backbone.parameters()).dtype
     past = [(torch.zeros(state, dtype=dtype), torch.zeros(state, dtype=dtype)) for _ in layers]
@@ -261,30 +230,19 @@ def export_graph(model: RewardModel, mean: float, file: Path) -> None:
         past,
     )
     rows, states = {0: "batch", 1: "tokens"}, {0: "batch", 2: "past"}
-    with (
-        attention_through(model, ATTENTION, _attend),
-        _last_layer_pruned(model),
-        warnings.catch_warnings(),
-        own_errors(shape.family),
-    ):
-        warnings.simplefilter("ignore")  # of the exporter: axes that share a name, and its own
-        program = torch.onnx.export(
+    with attention_through(model, ATTENTION, _attend), _last_layer_pruned(model):
+        program = to_program(
             graph,
             example,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(rows, rows, {0: "batch"}, [(states, states) for _ in layers]),
-            input_names=[
-                *("input_ids", "position_ids", "last_index"),
-                *(f"past_{kind}_{i}" for i in layers for kind in ("key", "value")),
-            ],
-            output_names=[
-                "reward",
-                *(f"present_{kind}_{i}" for i in layers for kind in ("key", "value")),
-            ],
-            verbose=False,
+            (rows, rows, {0: "batch"}, [(states, states) for _ in layers]),
+            inputs=["input_ids", "position_ids", "last_index", *state_names("past", layers)],
+            outputs=["reward", *state_names("present", layers)],
+            family=shape.family,
         )
-    assert program is not None
     widen(program.model)
-    strip(program.model)
     program.save(str(file), external_data=True)
+
+
+def state_names(side: str, layers: Iterable[int]) -> Iterator[str]:
+    """Of a graph's inputs ("past") or outputs ("present")."""
+    return (f"{side}_{kind}_{i}" for i in layers for kind in ("key", "value"))

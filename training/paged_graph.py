@@ -21,7 +21,6 @@ the rows' last tokens alone. Decoders of Llama's kind are written in fewer opera
 """
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,20 +35,18 @@ from torch.onnx.ops import symbolic_multi_out
 from service.errors import TrainingError
 from service.manifest import Architecture
 from training.graph import (
-    OPSET,
     States,
     attention_through,
     centred_head,
     final_norm,
     layer_stack,
-    own_errors,
     refuse_other_attention,
     sizes,
-    strip,
 )
 from training.model import RewardModel
 from training.one_axis import gather, last_layer_pruned
 from training.paged_decoder import FusedDecoder, is_fusible
+from training.program import to_program
 
 ATTENTION = "reward_paged"
 OPERATOR = "com.microsoft::PagedAttention"
@@ -216,7 +213,7 @@ def export_paged_graph(model: RewardModel, mean: float, file: Path) -> None:
     refuse_unpaged(model)
     shape = sizes(model)
     layers = range(shape.layers)
-    graph = PagedGraph(model, mean).eval()
+    graph = PagedGraph(model, mean)
     precision = next(layer_stack(model).parameters()).dtype
     cache = (7, 16, shape.kv_heads, shape.head_dim)
     caches = [
@@ -241,30 +238,17 @@ def export_paged_graph(model: RewardModel, mean: float, file: Path) -> None:
         *({0: tokens}, None, [(blocks, blocks) for _ in layers]),
     )
     states = [f"{kind}_cache" for kind in ("key", "value")]
-    with (
-        attention_through(model, ATTENTION, _attend),
-        last_layer_pruned(model),
-        warnings.catch_warnings(),
-        own_errors(shape.family),
-    ):
-        warnings.simplefilter("ignore")  # the exporter's own
-        program = torch.onnx.export(
+    with attention_through(model, ATTENTION, _attend), last_layer_pruned(model):
+        program = to_program(
             graph,
             example,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=dynamic,
-            input_names=[
+            dynamic,
+            inputs=[
                 *("input_ids", "position_ids", "last_index", *METADATA),
                 *(f"{state}_{i}" for i in layers for state in states),
             ],
-            output_names=[
-                "reward",
-                *(f"{state}_out_{i}" for i in layers for state in states),
-            ],
-            verbose=False,
+            outputs=["reward", *(f"{state}_out_{i}" for i in layers for state in states)],
+            family=shape.family,
         )
-    assert program is not None
     _one_type_per_norm(program.model)
-    strip(program.model)
     program.save(str(file), external_data=True)

@@ -19,7 +19,6 @@ graph (training/graph.py) and so its bits, and its weights: they are in that gra
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +32,17 @@ from torch.onnx.ops import symbolic
 
 from service.errors import TrainingError
 from training.graph import (
-    OPSET,
     States,
     attention_through,
     centred_head,
     final_norm,
-    own_errors,
     refuse_other_attention,
     sizes,
-    strip,
+    state_names,
 )
 from training.model import RewardModel
 from training.one_axis import last_layer_pruned
+from training.program import to_program
 from training.strides import widen
 
 ATTENTION = "reward_ragged"
@@ -177,7 +175,7 @@ def export_ragged_graph(model: RewardModel, mean: float, file: Path, weights: Pa
     """
     shape = sizes(model)
     layers = range(shape.layers)
-    graph = RaggedGraph(model, mean).eval()
+    graph = RaggedGraph(model, mean)
     state = (1, shape.kv_heads, 4, shape.head_dim)
     past = [(torch.zeros(state), torch.zeros(state)) for _ in layers]
     example = (
@@ -194,36 +192,23 @@ def export_ragged_graph(model: RewardModel, mean: float, file: Path, weights: Pa
         *(tokens, tokens, rows, {0: Dim("segments")}, rows, {0: Dim("seen")}),
         [(states, states) for _ in layers],
     )
-    with (
-        attention_through(model, ATTENTION, _attend),
-        last_layer_pruned(model),
-        warnings.catch_warnings(),
-        own_errors(shape.family),
-    ):
-        warnings.simplefilter("ignore")  # the exporter's own
-        program = torch.onnx.export(
+    with attention_through(model, ATTENTION, _attend), last_layer_pruned(model):
+        program = to_program(
             graph,
             example,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=dynamic,
-            input_names=[
+            dynamic,
+            inputs=[
                 *("input_ids", "position_ids", "last_index", "segments", "row_segments", "seen"),
-                *(f"past_{kind}_{i}" for i in layers for kind in ("key", "value")),
+                *state_names("past", layers),
             ],
-            output_names=[
-                "reward",
-                *(f"present_{kind}_{i}" for i in layers for kind in ("key", "value")),
-            ],
-            verbose=False,
+            outputs=["reward", *state_names("present", layers)],
+            family=shape.family,
         )
-    assert program is not None
     text = FUNCTION.format(opset=ATTENTION_OPSET)
     function = onnx_ir.serde.deserialize_function(onnx.parser.parse_function(text))
     program.model.functions[function.identifier()] = function
     program.model.opset_imports[""] = ATTENTION_OPSET
     widen(program.model)
-    strip(program.model)
     _share_weights(program.model, onnx_ir.load(weights))
     program.save(str(file))
 
