@@ -110,8 +110,9 @@ async def calm(service: Service, requests: Sequence[Ask], at_once: int) -> Count
 
 def left(service: Service, replica: psutil.Process) -> Left:
     """With the least of some counts of tasks and threads: Serve's health checks and reports come
-    and go on the same loop, a thread that has just started bears the name of the one that started
-    it; what is left over stays. A count of tasks that is not on the page is waited for."""
+    and go on the same loop, and OpenTelemetry starts a thread for every export of Ray's metrics
+    (CollectAndExportOnce, its periodic_exporting_metric_reader.cc); what is left over stays. A
+    count of tasks that is not on the page is waited for."""
     states: list[Left] = []
     for _ in range(20):
         state = _left(service, replica)

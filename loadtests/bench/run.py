@@ -32,9 +32,13 @@ OTHERS = ("one", "mixed", "no-op")
 
 
 def bench(
-    bundle: Path, names: Sequence[str], sizes: Sizes, systems: Sequence[str]
+    bundle: Path,
+    names: Sequence[str],
+    sizes: Sizes,
+    systems: Sequence[str],
+    python: str | Path = sys.executable,
 ) -> dict[str, Any]:
-    """Everything but the report. Raises WrongReward."""
+    """Everything but the report; `python` runs the service. Raises WrongReward."""
     started = time.perf_counter()
 
     def say(text: str) -> None:
@@ -46,9 +50,9 @@ def bench(
     with contextlib.ExitStack() as stack:
         offline = Offline(bundle)
         stack.callback(offline.close)
-        starting = [servers.beside(name, bundle) for name in systems]
+        starting = [servers.beside(name, bundle, python) for name in systems]
         service, *baselines = stack.enter_context(
-            servers.together(servers.service(bundle), *starting)
+            servers.together(servers.service(bundle, python=python), *starting)
         )
         say("started")
         b = Bench(words, architecture, sizes, offline, service, baselines, seed=1, say=say)
@@ -92,6 +96,13 @@ def main() -> None:
     known = (*baselines, servers.ONE_RUN)
     parser.add_argument("--systems", default=baselines, type=_some(known), help="baselines")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument(
+        "--service-python",
+        type=Path,
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter that runs the service, where it has an environment of its own",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--soak", type=int, metavar="REQUESTS")
     parser.add_argument("--compositions", type=int, metavar="RUNS")
@@ -133,7 +144,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rounds:
         sizes = replace(sizes, rounds=arguments.rounds)
     shape = model.QUICK if arguments.quick else model.BENCH
-    result = bench(bundle(shape), arguments.workloads, sizes, arguments.systems)
+    result = bench(
+        bundle(shape), arguments.workloads, sizes, arguments.systems, arguments.service_python
+    )
     report.write(arguments.out / f"bench-{_stamp()}", result)
 
 

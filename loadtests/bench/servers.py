@@ -60,15 +60,17 @@ class Server:
 
 
 @contextmanager
-def service(bundle: Path, *options: str, name: str = "service") -> Iterator[Server]:
-    with serving(bundle, *options) as started:
+def service(
+    bundle: Path, *options: str, name: str = "service", python: str | Path = sys.executable
+) -> Iterator[Server]:
+    with serving(bundle, *options, python=python) as started:
         yield Server(name, started.url, started.process.pid)
 
 
-def beside(name: str, bundle: Path) -> AbstractContextManager[Server]:
+def beside(name: str, bundle: Path, python: str | Path) -> AbstractContextManager[Server]:
     """What the service is compared with: a baseline, or itself with other settings."""
     if name == ONE_RUN:
-        return service(bundle, "--set=runs_at_once=1", name=name)
+        return service(bundle, "--set=runs_at_once=1", name=name, python=python)
     return module(f"baselines.{name}", bundle)
 
 

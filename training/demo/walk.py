@@ -77,10 +77,12 @@ class Service:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str) -> Iterator["Service"]:
+def serving(
+    bundle: Path, *options: str, python: str | Path = sys.executable
+) -> Iterator["Service"]:
     """`reward-serve run` in a process of its own, stopped with SIGTERM at the end."""
     ports = ("--port=0", "--grpc-port=0")
-    command = [sys.executable, "-m", "service", "run", str(bundle), *ports, *options]
+    command = [python, "-m", "service", "run", str(bundle), *ports, *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
