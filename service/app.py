@@ -7,8 +7,9 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from service import ports
@@ -141,13 +142,14 @@ def _run(config: ServiceConfig, announce: Any) -> None:
     stop = threading.Event()
     _stop_on_signal(stop)  # as process 1 of a container, SIGTERM without a handler is nothing
     started = time.perf_counter()
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-        object_store_memory=100 * 1024 * 1024,
-    )
+    with _no_monitors():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            object_store_memory=100 * 1024 * 1024,
+        )
     _stop_on_signal(stop)  # again: ray.init sets its own
     try:
         serve.start(
@@ -171,6 +173,22 @@ def _run(config: ServiceConfig, announce: Any) -> None:
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+@contextmanager
+def _no_monitors() -> Iterator[None]:
+    """A cluster without two processes of 48 MiB each that do nothing for it: the autoscaler's
+    monitor, where there is one machine, and the one that sends workers' logs to drivers, where none
+    asks. `ray start` has options for that, `ray.init` has none and takes what is set here."""
+    from ray._private import parameter as private
+
+    parameter: Any = private  # type checkers let nobody assign to a class
+    original = parameter.RayParams
+    parameter.RayParams = partial(original, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameter.RayParams = original
 
 
 def _stop_on_signal(stop: threading.Event) -> None:

@@ -132,6 +132,12 @@ def test_errors_pass_the_ingress_unchanged(service, body: bytes, status: int) ->
     assert set(answer.json()["error"]) == {"code", "message", "field"}
 
 
+def test_no_process_watches_logs_or_machines_for_nobody(service) -> None:
+    commands = [" ".join(p.cmdline()) for p in psutil.Process(service.process.pid).children(True)]
+    assert any("gcs_server" in command for command in commands)
+    assert not [command for command in commands if "monitor.py" in command]
+
+
 def test_two_services_that_start_at_the_same_time_share_no_port(bundle: Bundle) -> None:
     """Ray's replicas would share gRPC port 40000, and each service answer for the other."""
 
