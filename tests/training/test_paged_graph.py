@@ -99,7 +99,7 @@ def test_where_all_else_has_kernels_paged_attention_is_missing(family, packed_gr
         before, after = [], []
         if node.op_type == "PagedAttention":
             for i in range(3):
-                name = f"{node.name}_{i}"
+                name = f"{node.name}_cast_{i}"
                 before.append(_cast(node.input[i], name, TensorProto.BFLOAT16))
                 node.input[i] = name
             after = [_cast(f"{node.output[0]}_16", node.output[0], TensorProto.FLOAT)]
