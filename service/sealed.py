@@ -18,9 +18,8 @@ from tokenizers import Tokenizer
 
 from service.bundle import TOKENIZER
 from service.errors import BundleError
+from service.words import Tokenised, Words
 
-FEW_TEXTS = 8
-"up to which texts are tokenised one by one: spreading so few over threads costs more than it saves"
 KEPT = 4_000_000
 "characters and ids of prompts' segments: at most 20 MB or so"
 
@@ -45,6 +44,7 @@ class SealedTokenizer:
             content["post_processor"] = content["padding"] = content["truncation"] = None
             self._names = _rename(content, self.nonce)
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
+            self._words = Words(self._tokenizer, content)
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
         for token in content["added_tokens"]:
@@ -72,7 +72,7 @@ class SealedTokenizer:
         """Ids of sealed texts. Segments that lie in their first `boundary` characters are kept."""
         parts = [self._parts(text, boundary) for text in texts]
         missing = {part.text: part for row in parts for part in row if part.ids is None}
-        found = dict(zip(missing, self._tokenize([*missing]), strict=True))
+        found = dict(zip(missing, self._words.encode([*missing]), strict=True))
         for row in parts:
             for part in row:
                 if part.ids is None:
@@ -81,11 +81,6 @@ class SealedTokenizer:
             Tokens([i for part in row for i in part.ids or ()], sum(part.inside for part in row))
             for row in parts
         ]
-
-    def _tokenize(self, texts: Sequence[str]) -> list[Any]:
-        if len(texts) > FEW_TEXTS:
-            return list(self._tokenizer.encode_batch(texts, add_special_tokens=False))
-        return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     def _parts(self, text: str, boundary: int) -> list["_Part"]:
         parts, start = [], 0
@@ -102,16 +97,16 @@ class SealedTokenizer:
             parts.append(part)
         return parts
 
-    def _fill(self, part: "_Part", encoding: Any, boundary: int) -> None:
-        part.ids = encoding.ids
+    def _fill(self, part: "_Part", tokenised: Tokenised, boundary: int) -> None:
+        part.ids = tokenised.ids
         if part.end > boundary:
             left = boundary - part.start
-            part.inside = sum(end <= left for _, end in encoding.offsets) if left > 0 else 0
+            part.inside = tokenised.within(left) if left > 0 else 0
             return
-        part.inside = len(encoding.ids)
-        if len(part.text) + len(encoding.ids) <= KEPT:
+        part.inside = len(part.ids)
+        if len(part.text) + len(part.ids) <= KEPT:
             with self._lock:
-                self._kept[part.text] = len(part.text), array("i", encoding.ids)
+                self._kept[part.text] = len(part.text), array("i", part.ids)
 
 
 @dataclass(slots=True)
