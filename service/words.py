@@ -33,12 +33,14 @@ PATTERNS = frozenset(
 "of a Split before ByteLevel; ByteLevel's own, GPT-2's, which GPT-NeoX and others have, is another"
 _PIECE = re.compile(
     r" ?[A-Za-z]++(?![\x80-\U0010ffff])"
-    r"|.+?(?:(?<=[A-Za-z])(?=[\0-@\[-`{-\x7f])|(?<=[!-~])(?= [A-Za-z])|\Z)",
+    r"|.+?(?:(?<=[A-Za-z])(?=[\0-@\[-`{-\x7f])|(?<=[!-~])(?= [A-Za-z])"
+    r"|(?<=[!-~]\n)(?= ?[A-Za-z])|\Z)",
     re.DOTALL,
 )
-"""A piece ends between a letter of ASCII and what is ASCII and no letter, and before a space and a
-letter if no space is before them: no match of the patterns goes over such a place, none looks back
-over it, and normalisation joins nothing there."""
+"""A piece ends between a letter of ASCII and what is ASCII and no letter; before a space and a
+letter, where no space is before them; and between the one end of a line after what is no space and
+such a space or letter. No match of the patterns goes over such a place, none looks back over it,
+and normalisation joins nothing there."""
 
 
 class Tokenised(Protocol):

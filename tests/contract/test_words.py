@@ -73,7 +73,9 @@ SPACES = " ,  ,\n,\r\n,\t,\x0b,\x1c,\x85,\xa0,\u2003,\u3000".split(",")
 MARKS = "\u0301 \u0338 e\u0301 \u212a_a_b \u037e \u00e9 \u017f \u4f60 \u2019 \u01c5 \u00b2".split()
 PIECE = st.one_of(
     st.sampled_from([*SPACES, *MARKS, *"aKz.,-_(<=>1", "12", "'", "'s", "'LL", " the", " don't"]),
-    st.sampled_from(["Assistant:", "<tool_call>", "\u2167", "\U0001f468\u200d\U0001f469"]),
+    st.sampled_from(
+        ["Assistant:", ".\nThe", "<tool_call>", "\u2167", "\U0001f468\u200d\U0001f469"]
+    ),
     st.text(max_size=3),
     st.text("abcXYZ '.\n", max_size=8),
 )

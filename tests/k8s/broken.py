@@ -137,7 +137,7 @@ TEN: list[Case] = [
         "an environment that differs from the service's",
         lambda o: first_map(o).update(RAY_SERVE_HAPROXY_TUNE_BUFSIZE="16384"),
         "environment_agrees",
-        "is '16384', service/app.py sets '1048576'",
+        "is '16384', service/app.py sets '262144'",
     ),
 ]
 
