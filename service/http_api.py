@@ -175,7 +175,6 @@ class Direct:
 
     def __init__(self, api: FastAPI) -> None:
         self.api = api
-        api.exception_handler(RewardError)(_refuse)
         api.exception_handler(Exception)(_fail)
         self.endpoints: dict[str, Callable[[Request], Awaitable[Response]]] = {
             route.path: route.endpoint

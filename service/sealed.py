@@ -44,7 +44,7 @@ class SealedTokenizer:
             content["post_processor"] = content["padding"] = content["truncation"] = None
             self._names = _rename(content, self.nonce)
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
-            self._words = Words(self._tokenizer, content)
+            self._words = Words(self._tokenizer)
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
         for token in content["added_tokens"]:

@@ -2,22 +2,26 @@
 
 A byte-level BPE cuts a text into pieces by a regular expression and looks at each piece alone. So
 a text may be cut wherever all expressions of PATTERNS cut, before the tokenizer sees it, and the
-ids of most pieces are known: a quarter of the time that the tokenizer takes, which is the better
-part of what a short pair costs beside the engine.
+ids of most pieces of an English text are known: the tokenizer is the better part of what a short
+pair costs beside the engine.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Protocol
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer, models, normalizers
 
 FEW_TEXTS = 8
 "up to which texts are tokenised one by one: spreading so few over threads costs more than it saves"
-MOST, LONGEST = 32_768, 32
-"pieces that are remembered, and their characters: 8 MB or so"
+MOST, LONGEST, MOST_IDS = 32_768, 32, 8
+"pieces that are remembered, their characters and their ids: 8 MB or so of English, 20 at most"
+WHOLE = 128
+"""characters of a piece from which on its text is tokenised whole. What is not written in ASCII has
+hardly a place to be cut, and is as quick as without"""
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -54,46 +58,54 @@ class Tokenised(Protocol):
 class Words:
     """Encodes texts without special tokens, to the tokenizer's own ids. Thread-safe.
 
-    content: the tokenizer's JSON. Where its texts cannot be cut, or where a text cannot, the
-    tokenizer gets all of it.
+    Where its texts cannot be cut, or where a text cannot, the tokenizer gets all of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, content: dict[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, Sequence[int]] = {}
-        self._cuts = _may_be_cut(content)
-        self._normalizes = content["normalizer"] is not None
-        names = (re.escape(token["content"]) for token in content["added_tokens"])
-        self._added = re.compile("|".join(names) or r"(?!)")
+        self._cuts = _may_be_cut(tokenizer)
+        self._normalizes = tokenizer.normalizer is not None
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._added = re.compile("|".join(re.escape(token.content) for token in added) or r"(?!)")
         "which the tokenizer looks for before it cuts"
 
     def encode(self, texts: Sequence[str]) -> list[Tokenised]:
-        if self._cuts:
-            return [self._encode(text) for text in texts]
+        cut = [self._pieces(text) for text in texts]
+        whole = iter(self._whole([text for text, part in zip(texts, cut, strict=True) if not part]))
+        return [self._join(pieces) if pieces else next(whole) for pieces in cut]
+
+    def _whole(self, texts: Sequence[str]) -> list["_Whole"]:
         if len(texts) > FEW_TEXTS:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-            return [_Whole(encoding) for encoding in encodings]
-        return [self._whole(text) for text in texts]
+        else:
+            encodings = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [_Whole(encoding) for encoding in encodings]
 
-    def _whole(self, text: str) -> "_Whole":
-        return _Whole(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def _encode(self, text: str) -> Tokenised:
-        if self._added.search(text) or (
-            self._normalizes and not unicodedata.is_normalized("NFC", text)
-        ):
-            return self._whole(text)
+    def _pieces(self, text: str) -> list[str]:
+        """None where the text is to be tokenised whole."""
+        if not self._cuts or self._added.search(text):
+            return []
+        if self._normalizes and not unicodedata.is_normalized("NFC", text):
+            return []
         pieces = _PIECE.findall(text)
+        return pieces if pieces and max(map(len, pieces)) <= WHOLE else []
+
+    def _join(self, pieces: list[str]) -> "_Cut":
         known = self._known
         return _Cut(self, pieces, [known.get(piece) or self._learn(piece) for piece in pieces])
 
     def _learn(self, piece: str) -> Sequence[int]:
-        ids = tuple(self._whole(piece).ids)
-        if len(piece) <= LONGEST:
+        ids = tuple(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+        if len(piece) <= LONGEST and len(ids) <= MOST_IDS:
             if len(self._known) >= MOST:
                 self._known.clear()
             self._known[piece] = ids
         return ids
+
+    def within(self, piece: str, characters: int) -> int:
+        [whole] = self._whole([piece])
+        return whole.within(characters)
 
 
 class _Whole:
@@ -115,33 +127,36 @@ class _Cut:
         count = 0
         for piece, ids in zip(*self._parts, strict=True):
             if len(piece) > characters:
-                return count + self._words._whole(piece).within(characters)
+                return count + (self._words.within(piece, characters) if characters else 0)
             count, characters = count + len(ids), characters - len(piece)
         return count
 
 
-def _may_be_cut(content: dict[str, Any]) -> bool:
+def _may_be_cut(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer is one whose pieces are known, and looks at each of them alone."""
-    model, before = content["model"], content["pre_tokenizer"] or {}
-    steps = before["pretokenizers"] if before.get("type") == "Sequence" else [before]
-    *splits, last = steps
-    known = all(
-        step["type"] == "Split"
-        and step["pattern"].get("Regex") in PATTERNS
-        and step["behavior"] == "Isolated"
-        and not step["invert"]
-        for step in splits
-    )
     return (
-        model["type"] == "BPE"
-        and not model.get("dropout")
-        and (content["normalizer"] or {"type": "NFC"})["type"] == "NFC"
-        and last.get("type") == "ByteLevel"
-        and not last["add_prefix_space"]
-        and (last["use_regex"] or len(splits) == 1)
-        and known
+        isinstance(tokenizer.model, models.BPE)
+        and not tokenizer.model.dropout
+        and isinstance(tokenizer.normalizer, normalizers.NFC | None)
+        and tokenizer.pre_tokenizer is not None
+        and _cuts_as_known(json.loads(tokenizer.pre_tokenizer.__getstate__()))
         and not any(
-            token["lstrip"] or token["rstrip"] or token["single_word"]
-            for token in content["added_tokens"]
+            token.lstrip
+            or token.rstrip
+            or token.single_word
+            or not unicodedata.is_normalized("NFC", token.content)
+            for token in tokenizer.get_added_tokens_decoder().values()
         )
     )
+
+
+def _cuts_as_known(before: dict[str, Any]) -> bool:
+    """before: the JSON of ByteLevel, or of a Split and ByteLevel."""
+    steps = before["pretokenizers"] if before["type"] == "Sequence" else [before]
+    own = [step["type"] for step in steps] == ["ByteLevel"] and steps[0]["use_regex"]
+    split = [step["type"] for step in steps] == ["Split", "ByteLevel"] and (
+        steps[0]["pattern"].get("Regex") in PATTERNS
+        and steps[0]["behavior"] == "Isolated"
+        and not steps[0]["invert"]
+    )
+    return bool(own or split) and not steps[-1]["add_prefix_space"]

@@ -11,6 +11,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX as QWEN_3_5
 
 from service.words import LONGEST, MOST, Words
+from service.words import WHOLE as WHOLE_FROM
 
 CORPUS = [
     "I don't think it's what they'll say; WE'VE seen U.S. e-mails, haven't we?",
@@ -42,10 +43,6 @@ def trained(
     return tokenizer
 
 
-def words(tokenizer: Tokenizer) -> Words:
-    return Words(tokenizer, json.loads(tokenizer.to_str()))
-
-
 CUT = {
     "gpt2": lambda: trained(pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "gpt_neox": lambda: trained(
@@ -67,6 +64,9 @@ WHOLE = {
     "another normalisation": lambda: trained(split(QWEN), normalizers.Prepend("x")),
     "greedy added token": lambda: trained(split(QWEN), added=AddedToken("cat", rstrip=True)),
     "added whole words": lambda: trained(split(QWEN), added=AddedToken("cat", single_word=True)),
+    "added text that is no NFC": lambda: trained(
+        split(QWEN), normalizers.NFC(), AddedToken("cafe\u0301 au lait", normalized=True)
+    ),
     "chance": lambda: trained(split(QWEN), model=models.BPE(dropout=0.5)),
 }
 SPACES = " ,  ,\n,\r\n,\t,\x0b,\x1c,\x85,\xa0,\u2003,\u3000".split(",")
@@ -89,9 +89,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def cut(tokenizer: Tokenizer) -> Words:
-    words_ = words(tokenizer)
-    assert words_._cuts
-    return words_
+    words = Words(tokenizer)
+    assert words._cuts
+    return words
 
 
 @given(st.lists(TEXT, min_size=1, max_size=3), st.integers(0, 40))
@@ -105,7 +105,7 @@ def test_ids_and_places_are_the_tokenizers(tokenizer: Tokenizer, cut: Words, tex
 
 
 def test_what_was_seen_is_remembered_in_bounds(tokenizer: Tokenizer) -> None:
-    cut = words(tokenizer)
+    cut = Words(tokenizer)
     [first] = cut.encode(["the cat sat. " + "x" * LONGEST])
     assert {"the", " cat", " sat", "."} <= cut._known.keys() and len(cut._known) == 4
     cut._known["the"] = (5,)  # what is remembered is what is used
@@ -116,11 +116,32 @@ def test_what_was_seen_is_remembered_in_bounds(tokenizer: Tokenizer) -> None:
     assert [*cut._known] == ["dog"]
 
 
+@pytest.mark.parametrize("most", [LONGEST + 1, WHOLE_FROM + 1])
+def test_of_what_has_few_places_to_cut_little_is_remembered(tokenizer: Tokenizer, most) -> None:
+    cut = Words(tokenizer)
+    text = "the cat: " + "\u4f60" * (most - 2) + "\U0001f44d" * 9
+    [tokenised] = cut.encode([text])
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenised.ids == whole.ids
+    assert [tokenised.within(i) for i in range(40)] == [
+        sum(end <= i for _, end in whole.offsets) for i in range(40)
+    ]
+    assert cut._known.keys() == ({"the", " cat"} if most <= WHOLE_FROM else set())
+
+
+def test_what_a_file_leaves_out_has_its_default(tokenizer: Tokenizer) -> None:
+    content = json.loads(tokenizer.to_str())
+    steps = content["pre_tokenizer"].get("pretokenizers") or [content["pre_tokenizer"]]
+    expected = steps[-1].pop("use_regex") or len(steps) == 2
+    del content["normalizer"], content["model"]["dropout"]
+    assert Words(Tokenizer.from_str(json.dumps(content)))._cuts == expected
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 def test_what_may_not_be_cut_is_tokenised_whole(kind: str) -> None:
     tokenizer = WHOLE[kind]()
-    whole = words(tokenizer)
-    texts = [CORPUS[0], CORPUS[1]] * 5
+    whole = Words(tokenizer)
+    texts = [CORPUS[0], CORPUS[1], "un caf\u00e9 au lait"] * 5
     got = whole.encode(texts)
     assert not whole._known
     if kind != "chance":

@@ -54,8 +54,8 @@ class Again:
 
 
 MAX_PAIRS = 1024
-MAX_CHARACTERS = 64 * 1024
-"""of one request: at most 256 KiB of UTF-8, which HAProxy can repeat when a replica dies"""
+MAX_CHARACTERS = 256 * 1024
+"""of one request. When a replica dies HAProxy repeats those up to 256 KiB, and this client all"""
 
 
 def pair_row(prompt: Prompt, response: str) -> Row:
