@@ -168,7 +168,7 @@ def replica_of(service: Service) -> psutil.Process:
     return replica
 
 
-def run(bundle: Path, requests: int, rounds: int, later: int = LATER) -> list[str]:
+def run(bundle: Path, requests: int, rounds: int) -> list[str]:
     """What went wrong; empty: nothing."""
     groups = expected(bundle, GROUPS_EACH * requests)
     wrong: list[str] = []
@@ -183,21 +183,21 @@ def run(bundle: Path, requests: int, rounds: int, later: int = LATER) -> list[st
         print(states[0])
         for number in range(1, rounds + 1):
             got = stormy(service, asks(groups, GROUPS_EACH, requests, number), spread_s, number)
-            after = asyncio.run(calm(service, asks(groups, 2, later, -number), AT_ONCE))
+            after = asyncio.run(calm(service, asks(groups, 2, LATER, -number), AT_ONCE))
             time.sleep(SETTLE_S)
             states.append(left(service, replica))
-            print(f"round {number}: {dict(got)}, {later} more: {dict(after)}\n{states[-1]}")
-            wrong += _judge(got, after, requests, number, later)
+            print(f"round {number}: {dict(got)}, {LATER} more: {dict(after)}\n{states[-1]}")
+            wrong += _judge(got, after, requests, number)
     return wrong + leftovers(states, requests)
 
 
-def _judge(got: Counter, after: Counter, requests: int, number: int, later: int) -> list[str]:
+def _judge(got: Counter, after: Counter, requests: int, number: int) -> list[str]:
     wrong = []
     if set(got) - {"right", "left"} or got["right"] < requests // 2:
         wrong.append(f"round {number}: {dict(got)}")
     if got["left"] < requests * LEAVING:
         wrong.append(f"round {number}: only {got['left']} left while they waited: no storm")
-    if after != Counter(right=later):
+    if after != Counter(right=LATER):
         wrong.append(f"round {number}, afterwards: {dict(after)}")
     return wrong
 

@@ -192,14 +192,13 @@ class Direct:
         try:
             response = await endpoint(request)
         except RewardError as error:
-            response = await _refuse(request, error)
+            response = _refuse(request, error)
         except Exception as error:
             response = await _fail(request, error)
         await response(scope, receive, send)
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RewardError)
+def _refuse(request: Request, error: RewardError) -> Response:
     request.state.entry.error = error.code
     return error_response(error)
 

@@ -83,7 +83,7 @@ class Words:
         return [_Whole(encoding) for encoding in encodings]
 
     def _pieces(self, text: str) -> list[str]:
-        """None where the text is to be tokenised whole."""
+        """Empty where the text is to be tokenised whole."""
         if not self._cuts or self._added.search(text):
             return []
         if self._normalizes and not unicodedata.is_normalized("NFC", text):

@@ -26,8 +26,8 @@ def test_a_reward_that_is_off_by_one_bit_fails_the_load(
 
 
 def test_callers_that_leave_take_nothing_with_them_and_leave_nothing(bundle: Bundle) -> None:
-    """`python -m loadtests.storm` in small: one round of 400 requests, and 100 after it."""
-    assert storm.run(bundle.path, requests=400, rounds=1, later=100) == []
+    """`python -m loadtests.storm` in small: one round of 400 requests."""
+    assert storm.run(bundle.path, requests=400, rounds=1) == []
 
 
 HELD = storm.Left(

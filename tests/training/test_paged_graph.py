@@ -182,10 +182,9 @@ def test_a_sliding_window_is_refused_by_fused_layers_too(family: str, tmp_path) 
         export_paged_graph(rounded(model, torch.bfloat16), 0.0, tmp_path / "paged.onnx")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_weights_give_the_same_file(family: str, packed_graph, tmp_path) -> None:
-    file = packed_graph(family, torch.bfloat16)
-    again = packed(family, tmp_path / "again", torch.bfloat16)
+def test_the_same_weights_give_the_same_file(graph, precision, tmp_path) -> None:
+    family, file = graph
+    again = packed(family, tmp_path / "again", precision)
     for name in ("paged.onnx", "paged.onnx.data"):
         assert (again.parent / name).read_bytes() == (file.parent / name).read_bytes()
 
