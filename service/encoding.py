@@ -56,14 +56,10 @@ class Encoding:
         text = sum(length(pair) for pair in pairs if not isinstance(pair, TokenIds))
         self._waiting += text
         room.callback(self._leave, text)
-        try:
-            async with asyncio.timeout_at(due):
-                encoded = await self._aside(pairs, truncation)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"none of {len(pairs)} pairs was scored within their deadline; "
-                "retry, or send less at a time"
-            ) from None
+        if len(pairs) < SLICE and sum(map(length, pairs)) <= INLINE_CHARACTERS:
+            encoded = self.encode(pairs, truncation)
+        else:
+            encoded = await self._aside(pairs, truncation, due)
         if text:
             rows = (
                 row
@@ -76,17 +72,24 @@ class Encoding:
     def _leave(self, text: int) -> None:
         self._waiting -= text
 
-    async def _aside(self, pairs: Sequence[Asked], truncation: Truncation) -> list[Encoded]:
-        """In the threads, slice by slice; what is short at once."""
-        if len(pairs) < SLICE and sum(map(length, pairs)) <= INLINE_CHARACTERS:
-            return self.encode(pairs, truncation)
+    async def _aside(
+        self, pairs: Sequence[Asked], truncation: Truncation, due: float | None
+    ) -> list[Encoded]:
+        """In the threads, slice by slice. Raises what `within` does."""
         loop = asyncio.get_running_loop()
         encoded: list[Encoded] = []
-        for start in range(0, len(pairs), SLICE):
-            part = pairs[start : start + SLICE]
-            encoded += await loop.run_in_executor(
-                self._threads, self.encode, part, truncation, start
-            )
+        try:
+            async with asyncio.timeout_at(due):
+                for start in range(0, len(pairs), SLICE):
+                    part = pairs[start : start + SLICE]
+                    encoded += await loop.run_in_executor(
+                        self._threads, self.encode, part, truncation, start
+                    )
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"none of {len(pairs)} pairs was scored within their deadline; "
+                "retry, or send less at a time"
+            ) from None
         return encoded
 
     def encode(

@@ -1,19 +1,17 @@
 """What is kept about a request: id, counts, durations, codes; never a prompt, a response, a key."""
 
-import json
-import logging
 import re
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pydantic_core import to_json
+
 from service import metrics
 from service.errors import InvalidRequest
 from service.metrics import Recorder
 from service.scorer import Scores
-
-log = logging.getLogger("reward.requests")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -43,11 +41,17 @@ class Entry:
 
 
 class Journal:
-    """Counts every request and writes one JSON line about it."""
+    """Counts every request; `write` gets one line of JSON about it."""
 
-    def __init__(self, recorder: Recorder, request_id: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        request_id: Callable[[], str] = str,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
         self._recorder = recorder
         self._request_id = request_id
+        self._write = write
 
     def open(self, route: str) -> Entry:
         """An entry with an id of its own."""
@@ -57,8 +61,8 @@ class Journal:
         self._recorder.add(metrics.REQUESTS, 1, entry.route, entry.code)
         if entry.error:
             self._recorder.add(metrics.ERRORS, 1, entry.error)
-        if log.isEnabledFor(logging.INFO):
-            log.info(self._line(entry))
+        if self._write is not None:
+            self._write(self._line(entry))
 
     def _line(self, entry: Entry) -> str:
         line = {
@@ -76,4 +80,4 @@ class Journal:
             line["tokenize_ms"] = round(scores.timing.tokenize_ms, 3)
             line["queue_ms"] = round(scores.timing.queue_ms, 3)
             line["engine_ms"] = round(scores.timing.engine_ms, 3)
-        return json.dumps(line)
+        return to_json(line).decode()

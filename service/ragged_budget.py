@@ -81,16 +81,17 @@ class _Alike:
     def family(self, row: int) -> list[int]:
         """Rows that share something with this one, the most first, the older first among equals."""
         mine, found = self._rows[row], list[tuple[int, int]]()
+        head = HEAD_TOKENS * ITEM
         for side in (-1, 1):
             place, common = self.place[row] + side, len(mine) // ITEM
             while 0 <= place < len(self.order):
                 other = self.order[place]
                 theirs = self._rows[other]
+                if theirs[:head] != mine[:head]:
+                    break
                 # further away in this order, no more is shared
                 if theirs[: common * ITEM] != mine[: common * ITEM]:
                     common = common_tokens(mine, theirs)
-                if common < HEAD_TOKENS:
-                    break
                 if tokens := shareable_tokens(mine, theirs, common):
                     found.append((-tokens, other))
                 place += side

@@ -47,6 +47,8 @@ class SealedTokenizer:
             self._words = Words(self._tokenizer)
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
+        self._ids = {t["content"]: t["id"] for t in content["added_tokens"] if t["special"]}
+        "by the secret names"
         for token in content["added_tokens"]:
             if self._tokenizer.token_to_id(token["content"]) != token["id"]:
                 raise BundleError(f"{TOKENIZER}: token id {token['id']} is not where it should be")
@@ -68,56 +70,56 @@ class SealedTokenizer:
         """The text with its special tokens under their secret names, and how many there are."""
         return self.special.subn(lambda match: self._names[match[0]], text)
 
-    def encode(self, texts: Sequence[str], boundary: int) -> list[Tokens]:
-        """Ids of sealed texts. Segments that lie in their first `boundary` characters are kept."""
-        parts = [self._parts(text, boundary) for text in texts]
-        missing = {part.text: part for row in parts for part in row if part.ids is None}
-        found = dict(zip(missing, self._words.encode([*missing]), strict=True))
-        for row in parts:
-            for part in row:
-                if part.ids is None:
-                    self._fill(part, found[part.text], boundary)
-        return [
-            Tokens([i for part in row for i in part.ids or ()], sum(part.inside for part in row))
-            for row in parts
+    def encode(self, opening: str, texts: Sequence[str]) -> tuple[list[int], list[Tokens]]:
+        """Ids of a sealed opening alone, and of sealed texts that begin with it.
+
+        The opening's segments are kept. Its last one may go on in the texts, and is no part of
+        what they have from it.
+        """
+        *closed, last = self._split.split(opening)
+        head = [token for segment in closed for token in self._kept_ids(segment)]
+        begin = opening[: len(opening) - len(last)]
+        rows = [
+            (head, len(last), self._split.split(text[len(begin) :]))
+            if text.startswith(begin)
+            else (list[int](), len(opening), self._split.split(text))
+            for text in texts
+        ]
+        plain = dict.fromkeys(piece for _, _, pieces in rows for piece in pieces[::2])
+        found = dict(zip(plain, self._words.encode([*plain]), strict=True))
+        return [*head, *self._kept_ids(last)], [
+            self._tokens([*ids], boundary, pieces, found) for ids, boundary, pieces in rows
         ]
 
-    def _parts(self, text: str, boundary: int) -> list["_Part"]:
-        parts, start = [], 0
-        for i, piece in enumerate(self._split.split(text)):
-            part = _Part(piece, start, start + len(piece))
-            start = part.end
-            if i % 2:  # re.split puts what it split at in the odd places
-                part.ids = [int(piece[piece.rindex("s") + 1 : -1])]
-                part.inside = int(part.end <= boundary)
-            elif part.end <= boundary:
+    def _kept_ids(self, segment: str) -> Sequence[int]:
+        """Of a special token, or of the text between two of them."""
+        if (special := self._ids.get(segment)) is not None:
+            return (special,)
+        with self._lock:
+            _, ids = self._kept.get(segment, (0, None))
+        if ids is None:
+            [tokenised] = self._words.encode([segment])
+            ids = array("i", tokenised.ids)
+            if len(segment) + len(ids) <= KEPT:
                 with self._lock:
-                    part.ids = self._kept.get(piece, (0, None))[1]
-                part.inside = len(part.ids or ())
-            parts.append(part)
-        return parts
+                    self._kept[segment] = len(segment), ids
+        return ids
 
-    def _fill(self, part: "_Part", tokenised: Tokenised, boundary: int) -> None:
-        part.ids = tokenised.ids
-        if part.end > boundary:
-            left = boundary - part.start
-            part.inside = tokenised.within(left) if left > 0 else 0
-            return
-        part.inside = len(part.ids)
-        if len(part.text) + len(part.ids) <= KEPT:
-            with self._lock:
-                self._kept[part.text] = len(part.text), array("i", part.ids)
-
-
-@dataclass(slots=True)
-class _Part:
-    """A special token, or the text between two of them."""
-
-    text: str
-    start: int
-    end: int
-    ids: Sequence[int] | None = None
-    inside: int = 0
+    def _tokens(
+        self, ids: list[int], boundary: int, pieces: list[str], found: dict[str, Tokenised]
+    ) -> Tokens:
+        """Those of the pieces after `ids`, which are inside; the boundary counts from there."""
+        inside = len(ids)
+        for piece in pieces:
+            special = self._ids.get(piece)
+            tokens = found[piece].ids if special is None else [special]
+            ids += tokens
+            if len(piece) <= boundary:
+                inside += len(tokens)
+            elif boundary > 0 and special is None:
+                inside += found[piece].within(boundary)
+            boundary -= len(piece)
+        return Tokens(ids, inside)
 
 
 def _rename(content: dict[str, Any], nonce: str) -> dict[str, str]:

@@ -34,7 +34,11 @@ KEY_BYTES = 100
 MAX_SHAPES = 4096
 "conversation shapes whose count of special tokens is kept"
 
+INERT = "\ue002"
+"content of a message that no special token can come from"
+
 Prompt = str | Sequence[Message]
+Turn = dict[str, str]
 Truncation = Literal["prompt", "error"]
 
 
@@ -98,12 +102,12 @@ class Encoder:
     ) -> list[Encoded]:
         """All responses to one prompt. The prompt is cut at the same place for each of them."""
         fields = fields or [f"responses[{i}]" for i in range(len(responses))]
-        prompt_text, texts = self._render(prompt, responses, fields)
-        first, *rest = self._tokenizer.encode([prompt_text, *texts], len(prompt_text))
-        prompt_length = len(self._with_bos(first.ids))
+        opening, texts = self._render(prompt, responses, fields)
+        alone, rows = self._tokenizer.encode(opening, texts)
+        prompt_length = len(self._with_bos(alone))
         return [
             self._limit(tokens, prompt_length, truncation, field)
-            for tokens, field in zip(rest, fields, strict=True)
+            for tokens, field in zip(rows, fields, strict=True)
         ]
 
     def encode_templated(
@@ -123,12 +127,12 @@ class Encoder:
         for text, field in zip(texts, fields, strict=True):
             if not text:
                 raise InvalidRequest(f"{field}: the text is empty", field=field)
-        sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
-        first, *rest = self._tokenizer.encode(sealed, len(sealed[0]))
-        prompt_length = len(self._with_bos(first.ids)) if prompt else 0
+        opening, *sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
+        alone, rows = self._tokenizer.encode(opening, sealed)
+        prompt_length = len(self._with_bos(alone)) if prompt else 0
         return [
             self._limit(tokens, prompt_length, truncation, field, templated=True, whole=not prompt)
-            for tokens, field in zip(rest, fields, strict=True)
+            for tokens, field in zip(rows, fields, strict=True)
         ]
 
     def _limit(
@@ -193,25 +197,25 @@ class Encoder:
                     field=fields[0],
                 )
             return prompt, [prompt + response for response in responses]
-        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
-        prompt_text = self._opening(turns, fields[0])
+        turns = _turns(prompt)
+        opening = self._opening(turns, fields[0])
         texts = []
         for response, field in zip(responses, fields, strict=True):
-            text, specials = self._apply([*turns, _answer(response)], field)
-            self._refuse_forgery(turns, response, specials, field)
+            conversation = [*turns, _turn("assistant", response)]
+            text, specials = self._apply(conversation, field)
+            self._refuse_forgery(conversation, specials, field)
             texts.append(text)
-        return prompt_text, texts
+        return opening, texts
 
-    def _opening(self, turns: Sequence[Message], field: str) -> str:
+    def _opening(self, turns: Sequence[Turn], field: str) -> str:
         """What the rendered text begins with, whatever the response is."""
-        said = repr([(turn.role, turn.content) for turn in turns])
-        key = blake2b(said.encode(), digest_size=16).digest()
+        key = blake2b(repr(turns).encode(), digest_size=16).digest()
         with self._lock:
             known = self._openings.get(key)
         if known is not None:
             return known
         opening, _ = self._apply(turns, field, generation_prompt=True)
-        probe, _ = self._apply([*turns, _answer("\ue002")], field)
+        probe, _ = self._apply([*turns, _turn("assistant", INERT)], field)
         text = self._whole_tokens(opening[: _common(opening, probe)])
         if len(text) + KEY_BYTES <= KEPT:
             with self._lock:
@@ -223,21 +227,17 @@ class Encoder:
         start = text.rfind("\ue000" + self._tokenizer.nonce)
         return text if start < 0 or "\ue001" in text[start:] else text[:start]
 
-    def _refuse_forgery(
-        self, turns: Sequence[Message], response: str, specials: int, field: str
-    ) -> None:
+    def _refuse_forgery(self, turns: Sequence[Turn], specials: int, field: str) -> None:
         """Raise where a template makes a special token out of pieces of messages.
 
         The same conversation with inert contents shows how many are the template's own.
         """
-        shape = tuple(
-            (turn.role, bool(turn.content.strip())) for turn in (*turns, _answer(response))
-        )
+        shape = tuple((turn["role"], bool(turn["content"].strip())) for turn in turns)
         expected = self._own_specials.get(shape)
         if expected is None:
             inert = [
-                Message(role=turn.role, content="\ue002" if turn.content.strip() else turn.content)
-                for turn in (*turns, _answer(response))
+                _turn(turn["role"], INERT if turn["content"].strip() else turn["content"])
+                for turn in turns
             ]
             _, expected = self._apply(inert, field)
             if len(self._own_specials) < MAX_SHAPES:
@@ -250,7 +250,7 @@ class Encoder:
             )
 
     def _apply(
-        self, turns: Sequence[Message], field: str, generation_prompt: bool = False
+        self, turns: Sequence[Turn], field: str, generation_prompt: bool = False
     ) -> tuple[str, int]:
         """The rendered text, its special tokens renamed, and how many it has."""
         assert self._template is not None
@@ -260,13 +260,10 @@ class Encoder:
             hidden.append(match[0])
             return f"\ue000{self._tokenizer.nonce}m{len(hidden) - 1}\ue001"
 
-        messages = [
-            {"role": turn.role, "content": self._tokenizer.special.sub(hide, turn.content)}
-            for turn in turns
-        ]
+        hide_in = self._tokenizer.special.sub
         try:
             text = self._template.render(
-                messages=messages,
+                messages=[_turn(turn["role"], hide_in(hide, turn["content"])) for turn in turns],
                 add_generation_prompt=generation_prompt,
                 **self.rules.template_variables,
             )
@@ -275,14 +272,25 @@ class Encoder:
                 f"{field}: the chat template refuses this conversation: {error}", field=field
             ) from error
         sealed, specials = self._tokenizer.seal(text)
-        return self._mark.sub(lambda match: hidden[int(match[1])], sealed), specials
+        if hidden:
+            sealed = self._mark.sub(lambda match: hidden[int(match[1])], sealed)
+        return sealed, specials
+
+
+def _turn(role: str, content: str) -> Turn:
+    return {"role": role, "content": content}
+
+
+def _turns(prompt: Prompt) -> list[Turn]:
+    """As templates take them. A string is one turn of the user."""
+    if isinstance(prompt, str):
+        return [_turn("user", prompt)]
+    return [_turn(message.role, message.content) for message in prompt]
 
 
 def _common(first: str, second: str) -> int:
     """How many characters they begin with in common; os.path.commonprefix takes them one by one."""
+    if second.startswith(first):
+        return len(first)
     lengths = range(1, min(len(first), len(second)) + 1)
     return bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])
-
-
-def _answer(response: str) -> Message:
-    return Message.model_construct(role="assistant", content=response)

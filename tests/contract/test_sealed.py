@@ -79,8 +79,10 @@ def tokenizer(request) -> SealedTokenizer:
 def test_segments_give_the_ids_of_the_whole_text(tokenizer: SealedTokenizer, rows, prompt) -> None:
     """The tokenizer lives through all examples, so most of their segments were seen before."""
     start, _ = tokenizer.seal(prompt)
-    texts = [start, *(start + tokenizer.seal(a + b)[0] for a, b in rows)]
-    for text, tokens in zip(texts, tokenizer.encode(texts, len(start)), strict=True):
+    texts = [start + tokenizer.seal(a + b)[0] for a, b in rows]
+    alone, encoded = tokenizer.encode(start, texts)
+    assert alone == tokenizer._tokenizer.encode(start, add_special_tokens=False).ids
+    for text, tokens in zip(texts, encoded, strict=True):
         whole = tokenizer._tokenizer.encode(text, add_special_tokens=False)
         assert tokens.ids == whole.ids
         assert tokens.inside == sum(end <= len(start) for _, end in whole.offsets)
@@ -88,7 +90,7 @@ def test_segments_give_the_ids_of_the_whole_text(tokenizer: SealedTokenizer, row
 
 def test_a_prompt_is_tokenised_once(tokenizer: SealedTokenizer) -> None:
     prompt, _ = tokenizer.seal("<s>the cat sat on the mat</s>")
-    tokenizer.encode([prompt + "Hello"], len(prompt))
+    tokenizer.encode(prompt, [prompt + "Hello"])
     kept = "the cat sat on the mat" in tokenizer._kept
     greedy_or_first = tokenizer._split.pattern == r"(?!)"
     assert kept != greedy_or_first

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import threading
 from typing import Any
 
@@ -61,14 +60,13 @@ def _post(scorer: Scorer, config: ServiceConfig, journal: Journal, body: object)
     return asyncio.run(go())
 
 
-def test_a_line_has_id_counts_and_durations_and_no_text(scorer, config, caplog) -> None:
-    caplog.set_level(logging.INFO, "reward.requests")
-    recorder = Recorder()
-    journal = Journal(recorder, lambda: "id-7")
+def test_a_line_has_id_counts_and_durations_and_no_text(scorer, config) -> None:
+    recorder, lines = Recorder(), list[str]()
+    journal = Journal(recorder, lambda: "id-7", lines.append)
     _post(scorer, config, journal, {"prompt": SECRET, "responses": [SECRET, ""]})
     _post(scorer, config, journal, {"prompt": SECRET, "responses": [], "text": SECRET})
-    answered, refused = (json.loads(record.message) for record in caplog.records)
-    assert SECRET not in caplog.text
+    answered, refused = map(json.loads, lines)
+    assert SECRET not in "".join(lines)
     assert answered.keys() == {
         *("time", "request_id", "route", "code", "total_ms", "pairs", "tokens"),
         *("tokenize_ms", "queue_ms", "engine_ms"),
