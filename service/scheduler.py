@@ -112,18 +112,17 @@ class Scheduler:
             self._recorder.add(metrics.DROPPED, len(rows), "deadline")
             raise DeadlineExceeded(f"none of {len(rows)} pairs was scored within their deadline")
         request = self._admit(rows)
+        timer = None
+        if due is not None:
+            timer = asyncio.get_running_loop().call_at(due, self._late, request)
         try:
-            async with asyncio.timeout_at(due):
-                await request.done
-        except TimeoutError:
-            self._drop(request, "deadline")
-            raise DeadlineExceeded(
-                f"{request.missing} of {len(rows)} pairs were not scored within "
-                "their deadline; retry, or send less at a time"
-            ) from None
+            await request.done
         except asyncio.CancelledError:
             self._drop(request, "caller_left")
             raise
+        finally:
+            if timer:
+                timer.cancel()
         rewards = []
         for i, outcome in enumerate(request.outcomes):
             if isinstance(outcome, RewardError):
@@ -134,6 +133,17 @@ class Scheduler:
             rewards.append(outcome)
         waited = request.started - request.submitted if request.started else 0.0
         return Scored(rewards, queue_ms=waited * 1e3, engine_ms=request.engine_s * 1e3)
+
+    def _late(self, request: Request) -> None:
+        """Called at its deadline."""
+        if not request.done.done():
+            self._drop(request, "deadline")
+            request.done.set_exception(
+                DeadlineExceeded(
+                    f"{request.missing} of {len(request.rows)} pairs were not scored within their "
+                    "deadline; retry, or send less at a time"
+                )
+            )
 
     def _drop(self, request: Request, reason: str) -> None:
         """Take back what has not run; rows that are in the engine end by themselves."""
