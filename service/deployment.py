@@ -125,6 +125,7 @@ class _Together:
             asyncio.get_running_loop().call_later(self.WRITE_S, self.flush)
 
     def flush(self) -> None:
+        """Also at exit."""
         lines, self._lines = self._lines, []
         sys.stderr.write("".join(lines))
         sys.stderr.flush()

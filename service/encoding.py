@@ -75,7 +75,7 @@ class Encoding:
     async def _aside(
         self, pairs: Sequence[Asked], truncation: Truncation, due: float | None
     ) -> list[Encoded]:
-        """In the threads, slice by slice. Raises what `within` does."""
+        """In the threads, slice by slice. Raises InvalidRequest, TooLong, DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         encoded: list[Encoded] = []
         try:

@@ -123,6 +123,11 @@ class Scheduler:
         finally:
             if timer:
                 timer.cancel()
+        if request.missing:
+            raise DeadlineExceeded(
+                f"{request.missing} of {len(rows)} pairs were not scored within "
+                "their deadline; retry, or send less at a time"
+            )
         rewards = []
         for i, outcome in enumerate(request.outcomes):
             if isinstance(outcome, RewardError):
@@ -135,15 +140,10 @@ class Scheduler:
         return Scored(rewards, queue_ms=waited * 1e3, engine_ms=request.engine_s * 1e3)
 
     def _late(self, request: Request) -> None:
-        """Called at its deadline."""
+        """Called at its deadline; `score` sees by what is missing why it need not wait longer."""
         if not request.done.done():
             self._drop(request, "deadline")
-            request.done.set_exception(
-                DeadlineExceeded(
-                    f"{request.missing} of {len(request.rows)} pairs were not scored within their "
-                    "deadline; retry, or send less at a time"
-                )
-            )
+            request.done.set_result(None)
 
     def _drop(self, request: Request, reason: str) -> None:
         """Take back what has not run; rows that are in the engine end by themselves."""

@@ -28,7 +28,7 @@ KEPT = 4_000_000
 class Tokens:
     ids: list[int]
     inside: int
-    "how many of them end within the boundary that was asked for"
+    "how many of them end within the opening that was given"
 
 
 class SealedTokenizer:
@@ -71,10 +71,11 @@ class SealedTokenizer:
         return self.special.subn(lambda match: self._names[match[0]], text)
 
     def encode(self, opening: str, texts: Sequence[str]) -> tuple[list[int], list[Tokens]]:
-        """Ids of a sealed opening alone, and of sealed texts that begin with it.
+        """Ids of a sealed opening alone, and of sealed texts that should begin with it.
 
-        The opening's segments are kept. Its last one may go on in the texts, and is no part of
-        what they have from it.
+        The opening's segments are kept. Texts have the ids of all but the last from it, which may
+        go on in them. A template that begins otherwise for one response makes a text that does not
+        begin so: it is tokenised whole.
         """
         *closed, last = self._split.split(opening)
         head = [token for segment in closed for token in self._kept_ids(segment)]
@@ -85,6 +86,7 @@ class SealedTokenizer:
             else (list[int](), len(opening), self._split.split(text))
             for text in texts
         ]
+        # re.split puts what it split at in the odd places
         plain = dict.fromkeys(piece for _, _, pieces in rows for piece in pieces[::2])
         found = dict(zip(plain, self._words.encode([*plain]), strict=True))
         return [*head, *self._kept_ids(last)], [
@@ -108,7 +110,8 @@ class SealedTokenizer:
     def _tokens(
         self, ids: list[int], boundary: int, pieces: list[str], found: dict[str, Tokenised]
     ) -> Tokens:
-        """Those of the pieces after `ids`, which are inside; the boundary counts from there."""
+        """Adds the pieces' tokens to `ids`. Those are inside, and so is, of the pieces, what ends
+        within `boundary` characters."""
         inside = len(ids)
         for piece in pieces:
             special = self._ids.get(piece)

@@ -260,10 +260,13 @@ class Encoder:
             hidden.append(match[0])
             return f"\ue000{self._tokenizer.nonce}m{len(hidden) - 1}\ue001"
 
-        hide_in = self._tokenizer.special.sub
+        messages = [
+            _turn(turn["role"], self._tokenizer.special.sub(hide, turn["content"]))
+            for turn in turns
+        ]
         try:
             text = self._template.render(
-                messages=[_turn(turn["role"], hide_in(hide, turn["content"])) for turn in turns],
+                messages=messages,
                 add_generation_prompt=generation_prompt,
                 **self.rules.template_variables,
             )
