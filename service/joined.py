@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 def join_writes() -> None:
-    """Let what uvicorn writes within one turn of its event loop leave in one system call.
+    """Let a response's head leave in one system call with what uvicorn writes next.
 
     uvicorn writes a response's head and its body apart, and uvloop sends each at once. A replica
     killed in between has begun an answer: HAProxy can then repeat the request on no other replica,
@@ -24,7 +24,7 @@ def join_writes() -> None:
 
 
 class _Joined:
-    """The transport, but for its writes, which wait until the loop has come round."""
+    """The transport, but for its writes: one waits for the next, or until the loop comes round."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -32,9 +32,11 @@ class _Joined:
         self._waiting: list[bytes] = []
 
     def write(self, sent: bytes) -> None:
-        if not self._waiting:
-            self._loop.call_soon(self._flush)
         self._waiting.append(sent)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._flush)
+        else:
+            self._flush()
 
     def close(self) -> None:
         self._flush()

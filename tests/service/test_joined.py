@@ -19,6 +19,8 @@ async def app(scope, receive, send):
     if scope["path"] == "/die":
         os._exit(9)
     await send({"type": "http.response.body", "body": b"body"})
+    if scope["path"] == "/die-then":
+        os._exit(9)
 
 if "joined" in sys.argv:
     join_writes()
@@ -39,7 +41,9 @@ def _received(path: str, *arguments: str) -> bytes:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-            client.sendall(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+            ending = "close" if path == "/" else "keep-alive"
+            request = f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: {ending}\r\n\r\n"
+            client.sendall(request.encode())
             received = b""
             while part := _part(client):
                 received += part
@@ -62,6 +66,10 @@ def test_uvicorn_speaks_http_by_the_class_whose_writes_are_joined() -> None:
 
 def test_a_server_that_dies_before_the_body_has_not_sent_the_head() -> None:
     assert _received("/die", "joined") == b""
+
+
+def test_a_whole_answer_does_not_wait_for_what_its_server_does_then() -> None:
+    assert _received("/die-then", "joined").endswith(b"\r\n\r\nbody")
 
 
 def test_without_joining_it_has() -> None:
