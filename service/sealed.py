@@ -25,6 +25,24 @@ KEPT = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """What texts begin with: sealed, and tokenised by itself."""
+
+    begin: str
+    "up to its last special token: whatever follows, the ids of this part stay"
+    rest: int
+    "characters after that"
+    ids: Sequence[int]
+    "of all of it"
+    begin_ids: int
+    "how many of them are those of `begin`"
+
+    @property
+    def size(self) -> int:
+        return len(self.begin) + self.rest + len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     ids: list[int]
     inside: int
@@ -70,27 +88,33 @@ class SealedTokenizer:
         """The text with its special tokens under their secret names, and how many there are."""
         return self.special.subn(lambda match: self._names[match[0]], text)
 
-    def encode(self, opening: str, texts: Sequence[str]) -> tuple[list[int], list[Tokens]]:
-        """Ids of a sealed opening alone, and of sealed texts that should begin with it.
+    def opening(self, text: str) -> Opening:
+        """A sealed text that others begin with. Segments of it are kept."""
+        *closed, last = self._split.split(text)
+        ids = array("i", (token for segment in closed for token in self._kept_ids(segment)))
+        begin_ids = len(ids)
+        ids.extend(self._kept_ids(last))
+        return Opening(text[: len(text) - len(last)], len(last), ids, begin_ids)
 
-        The opening's segments are kept. Texts have the ids of all but the last from it, which may
-        go on in them. A template that begins otherwise for one response makes a text that does not
-        begin so: it is tokenised whole.
+    def encode(self, opening: Opening, texts: Sequence[str]) -> list[Tokens]:
+        """Ids of sealed texts that should begin with the opening.
+
+        They have the ids of its `begin` from it. A template that begins otherwise for one response
+        makes a text that does not begin so: it is tokenised whole.
         """
-        *closed, last = self._split.split(opening)
-        head = [token for segment in closed for token in self._kept_ids(segment)]
-        begin = opening[: len(opening) - len(last)]
+        begin, rest = opening.begin, opening.rest
         rows = [
-            (head, len(last), self._split.split(text[len(begin) :]))
+            (opening.begin_ids, rest, self._split.split(text[len(begin) :]))
             if text.startswith(begin)
-            else (list[int](), len(opening), self._split.split(text))
+            else (0, len(begin) + rest, self._split.split(text))
             for text in texts
         ]
         # re.split puts what it split at in the odd places
         plain = dict.fromkeys(piece for _, _, pieces in rows for piece in pieces[::2])
         found = dict(zip(plain, self._words.encode([*plain]), strict=True))
-        return [*head, *self._kept_ids(last)], [
-            self._tokens([*ids], boundary, pieces, found) for ids, boundary, pieces in rows
+        return [
+            self._tokens([*opening.ids[:begun]], boundary, pieces, found)
+            for begun, boundary, pieces in rows
         ]
 
     def _kept_ids(self, segment: str) -> Sequence[int]:

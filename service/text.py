@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from service.bundle import Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
 from service.manifest import TextRules
-from service.sealed import KEPT, SealedTokenizer, Tokens
+from service.sealed import KEPT, Opening, SealedTokenizer, Tokens
 from service.template import compile_template
 
 
@@ -69,8 +69,8 @@ class Encoder:
         self.rules = rules
         self._tokenizer = SealedTokenizer(tokenizer_json)
         self._mark = re.compile(rf"\ue000{self._tokenizer.nonce}m(\d+)\ue001")
-        self._openings: LRUCache[bytes, str] = LRUCache(
-            KEPT, getsizeof=lambda text: len(text) + KEY_BYTES
+        self._openings: LRUCache[bytes, Opening] = LRUCache(
+            KEPT, getsizeof=lambda opening: opening.size + KEY_BYTES
         )
         self._lock = threading.Lock()
         self._own_specials: dict[tuple[tuple[str, bool], ...], int] = {}
@@ -103,8 +103,8 @@ class Encoder:
         """All responses to one prompt. The prompt is cut at the same place for each of them."""
         fields = fields or [f"responses[{i}]" for i in range(len(responses))]
         opening, texts = self._render(prompt, responses, fields)
-        alone, rows = self._tokenizer.encode(opening, texts)
-        prompt_length = len(self._with_bos(alone))
+        rows = self._tokenizer.encode(opening, texts)
+        prompt_length = len(self._with_bos([*opening.ids]))
         return [
             self._limit(tokens, prompt_length, truncation, field)
             for tokens, field in zip(rows, fields, strict=True)
@@ -127,9 +127,10 @@ class Encoder:
         for text, field in zip(texts, fields, strict=True):
             if not text:
                 raise InvalidRequest(f"{field}: the text is empty", field=field)
-        opening, *sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
-        alone, rows = self._tokenizer.encode(opening, sealed)
-        prompt_length = len(self._with_bos(alone)) if prompt else 0
+        begin, *sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
+        opening = self._tokenizer.opening(begin)
+        rows = self._tokenizer.encode(opening, sealed)
+        prompt_length = len(self._with_bos([*opening.ids])) if prompt else 0
         return [
             self._limit(tokens, prompt_length, truncation, field, templated=True, whole=not prompt)
             for tokens, field in zip(rows, fields, strict=True)
@@ -185,8 +186,8 @@ class Encoder:
 
     def _render(
         self, prompt: Prompt, responses: Sequence[str], fields: Sequence[str]
-    ) -> tuple[str, list[str]]:
-        """The prompt's text, and for each response the whole text, which begins with it."""
+    ) -> tuple[Opening, list[str]]:
+        """What the texts begin with, and for each response the whole text."""
         if not prompt:
             raise InvalidRequest(f"{fields[0]}: the conversation is empty", field=fields[0])
         if self._template is None:
@@ -196,7 +197,7 @@ class Encoder:
                     "not a list of messages",
                     field=fields[0],
                 )
-            return prompt, [prompt + response for response in responses]
+            return self._tokenizer.opening(prompt), [prompt + text for text in responses]
         turns = _turns(prompt)
         opening = self._opening(turns, fields[0])
         texts = []
@@ -207,20 +208,20 @@ class Encoder:
             texts.append(text)
         return opening, texts
 
-    def _opening(self, turns: Sequence[Turn], field: str) -> str:
+    def _opening(self, turns: Sequence[Turn], field: str) -> Opening:
         """What the rendered text begins with, whatever the response is."""
         key = blake2b(repr(turns).encode(), digest_size=16).digest()
         with self._lock:
             known = self._openings.get(key)
         if known is not None:
             return known
-        opening, _ = self._apply(turns, field, generation_prompt=True)
+        asked, _ = self._apply(turns, field, generation_prompt=True)
         probe, _ = self._apply([*turns, _turn("assistant", INERT)], field)
-        text = self._whole_tokens(opening[: _common(opening, probe)])
-        if len(text) + KEY_BYTES <= KEPT:
+        opening = self._tokenizer.opening(self._whole_tokens(asked[: _common(asked, probe)]))
+        if opening.size + KEY_BYTES <= KEPT:
             with self._lock:
-                self._openings[key] = text
-        return text
+                self._openings[key] = opening
+        return opening
 
     def _whole_tokens(self, text: str) -> str:
         """Without a special token that was cut in two at the end."""

@@ -83,9 +83,9 @@ def test_segments_give_the_ids_of_the_whole_text(tokenizer: SealedTokenizer, row
     """
     start, _ = tokenizer.seal(prompt)
     texts = [start * begins + tokenizer.seal(a + b)[0] for a, b, begins in rows]
-    alone, encoded = tokenizer.encode(start, texts)
-    assert alone == tokenizer._tokenizer.encode(start, add_special_tokens=False).ids
-    for text, tokens in zip(texts, encoded, strict=True):
+    opening = tokenizer.opening(start)
+    assert [*opening.ids] == tokenizer._tokenizer.encode(start, add_special_tokens=False).ids
+    for text, tokens in zip(texts, tokenizer.encode(opening, texts), strict=True):
         whole = tokenizer._tokenizer.encode(text, add_special_tokens=False)
         assert tokens.ids == whole.ids
         assert tokens.inside == sum(end <= len(start) for _, end in whole.offsets)
@@ -93,7 +93,7 @@ def test_segments_give_the_ids_of_the_whole_text(tokenizer: SealedTokenizer, row
 
 def test_a_prompt_is_tokenised_once(tokenizer: SealedTokenizer) -> None:
     prompt, _ = tokenizer.seal("<s>the cat sat on the mat</s>")
-    tokenizer.encode(prompt, [prompt + "Hello"])
+    tokenizer.encode(tokenizer.opening(prompt), [prompt + "Hello"])
     kept = "the cat sat on the mat" in tokenizer._kept
     greedy_or_first = tokenizer._split.pattern == r"(?!)"
     assert kept != greedy_or_first
