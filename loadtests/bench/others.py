@@ -14,6 +14,7 @@ from loadtests.bench import measure, servers
 from loadtests.bench.clients import closed_loop, open_loop
 from loadtests.bench.measure import Measured, body, check, content
 from loadtests.bench.plan import Bench, Row, Sizes
+from loadtests.bench.processes import paused
 from loadtests.bench.workloads import Workload, Writer, big_post, one, singles
 
 
@@ -91,15 +92,16 @@ def no_op(bundle: Path, words: list[str], sizes: Sizes, say: Callable[[str], Non
     ) as (null, empty):
         for turn in range(sizes.rounds + 1):
             work = singles(Writer(words, 100 + turn), sizes.no_op_requests)
-            for server in (null, empty) if turn % 2 else (empty, null):
-                got = measure.over_http(server, Workload("no-op", work.requests, 16))
+            for server, other in ((null, empty), (empty, null))[:: 1 if turn % 2 else -1]:
+                with paused([other.pid]):
+                    got = measure.over_http(server, Workload("no-op", work.requests, 16))
                 rates[server.name] += [got] if turn else []  # the first one warms up
                 say(f"no-op {server.name:11} {got.pairs_per_s:7.0f} requests/s")
         bodies = [body(request) for request in one(Writer(words, 99), sizes.one_requests).requests]
-        alone = {
-            server.name: uvloop.run(closed_loop(server.score, bodies, 1))
-            for server in (null, empty)
-        }
+        alone = {}
+        for server, other in (null, empty), (empty, null):
+            with paused([other.pid]):
+                alone[server.name] = uvloop.run(closed_loop(server.score, bodies, 1))
     ratios = [
         ours.pairs_per_s / empty.pairs_per_s
         for ours, empty in zip(rates["null_engine"], rates["no_op"], strict=True)
