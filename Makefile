@@ -38,7 +38,7 @@ demo: $(STAMP)
 	$(BIN)/reward-train demo --out runs/demo
 
 # Exports are one thread's work. Whatever starts services runs alone.
-SIDE_BY_SIDE := tests/training tests/contract tests/service tests/k8s
+SIDE_BY_SIDE := tests/training tests/contract tests/service tests/k8s tests/bench/test_bench_gpu.py
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))

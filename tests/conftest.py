@@ -1,13 +1,14 @@
 """A real tiny bundle, trained, exported and proved in seconds, once per session."""
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -27,36 +28,64 @@ CONFIGS = Path(__file__).parent.parent / "training" / "configs"
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+# An export makes hundreds of thousands of objects and no garbage to speak of; at Python's own
+# threshold, looking for it takes a tenth of the time or more.
+gc.set_threshold(100_000, 20, 100)
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """What takes long to make: its path, made by the first process of pytest-xdist that asks."""
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path, finished = shared / "once" / name, shared / "once" / f"{name}.finished"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_name(f"{name}.lock")):
+            if not finished.exists():
+                make(path)
+                finished.touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(once: Once) -> Run:
     """A finished run on 150 prompts of the demo's data: its rewards vary, and mean little."""
-    path = tmp_path_factory.mktemp("run")
-    write(path / "data.jsonl", prompts=150, seed=1)
-    settings = [f"out={path / 'run'}", f"data.train={path / 'data.jsonl'}", "name=tiny"]
-    return train(read_config(CONFIGS / "tiny.toml", settings))
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        write(path / "data.jsonl", prompts=150, seed=1)
+        settings = [f"out={path / 'run'}", f"data.train={path / 'data.jsonl'}", "name=tiny"]
+        train(read_config(CONFIGS / "tiny.toml", settings))
+
+    return Run.open(once("tiny-run", make) / "run")
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(run, tmp_path_factory.mktemp("bundle") / "tiny")
+def bundle(run: Run, once: Once) -> Bundle:
+    return bundles.load(once("tiny", lambda path: export(run, path)))
 
 
 @pytest.fixture(scope="session")
-def family_bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """A family's fp32 bundle; an export takes seconds, so each is made once."""
-    return cache(lambda family: written(family, run, tmp_path_factory.mktemp(family) / "bundle"))
+def family_bundle(run: Run, once: Once) -> Callable[[str], Bundle]:
+    """A family's fp32 bundle."""
+    return lambda family: bundles.load(once(family, lambda path: written(family, run, path)))
 
 
 @pytest.fixture(scope="session")
-def packed_graph(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, torch.dtype], Path]:
-    """The packed graph of a family's model in a precision, made once."""
-    return cache(
-        lambda family, precision: packed(
-            family, tmp_path_factory.mktemp(family) / "graph", precision
-        )
-    )
+def packed_graph(once: Once) -> Callable[[str, torch.dtype], Path]:
+    """The packed graph of a family's model in a precision."""
+
+    def graph(family: str, precision: torch.dtype) -> Path:
+        name = f"{family}-{precision}".replace("torch.", "packed-")
+        return once(name, lambda path: packed(family, path, precision)) / "paged.onnx"
+
+    return graph
 
 
 @pytest.fixture

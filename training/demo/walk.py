@@ -78,13 +78,18 @@ class Service:
 
 @contextmanager
 def serving(
-    bundle: Path, *options: str, python: str | Path = sys.executable
+    bundle: Path, *options: str, python: str | Path = sys.executable, **environment: str
 ) -> Iterator["Service"]:
     """`reward-serve run` in a process of its own, stopped with SIGTERM at the end."""
     ports = ("--port=0", "--grpc-port=0")
     command = [python, "-m", "service", "run", str(bundle), *ports, *options]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     lines: list[str] = []
