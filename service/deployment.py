@@ -27,12 +27,8 @@ from service.sigterm import on_sigterm
 from service.threads import started
 
 
-# Requests have a line of ours each, which knows more than Serve's. Serve makes its own and drops it
-# where it would be written; at this level it makes none (0.025 of a replica's time for single pairs
-# without an engine, py-spy, 29 Nov 2026).
-@serve.deployment(
-    name="reward", logging_config={"enable_access_log": False, "log_level": "WARNING"}
-)
+# Requests have a line of ours each, which knows more than Serve's.
+@serve.deployment(name="reward", logging_config={"enable_access_log": False})
 @serve.ingress()
 class RewardReplica:
     """Ready only when the bundle was verified and its golden scores were reproduced.

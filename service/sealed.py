@@ -21,7 +21,7 @@ from service.errors import BundleError
 from service.words import Tokenised, Words
 
 KEPT = 4_000_000
-"characters and ids of prompts' segments: at most 20 MB or so"
+"characters and ids of prompts' segments, and of openings again: at most 20 MB or so each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,12 @@ class Opening:
     """What texts begin with: sealed, and tokenised by itself."""
 
     begin: str
-    "up to its last special token: whatever follows, the ids of this part stay"
+    """to the end of its last special token, where the tokenizer may be cut there: whatever follows,
+    the ids of this part stay"""
     rest: int
     "characters after that"
     ids: Sequence[int]
-    "of all of it"
+    "of all of it; where it goes on, the last of them may be others"
     begin_ids: int
     "how many of them are those of `begin`"
 
@@ -99,23 +100,21 @@ class SealedTokenizer:
     def encode(self, opening: Opening, texts: Sequence[str]) -> list[Tokens]:
         """Ids of sealed texts that should begin with the opening.
 
-        They have the ids of its `begin` from it. A template that begins otherwise for one response
-        makes a text that does not begin so: it is tokenised whole.
+        The ids of `opening.begin` are taken from it. A template that begins otherwise for one
+        response makes a text that does not begin so: it is tokenised whole.
         """
         begin, rest = opening.begin, opening.rest
+        head = [*opening.ids[: opening.begin_ids]]  # its rows share the integers
         rows = [
-            (opening.begin_ids, rest, self._split.split(text[len(begin) :]))
+            (head, rest, self._split.split(text[len(begin) :]))
             if text.startswith(begin)
-            else (0, len(begin) + rest, self._split.split(text))
+            else (list[int](), len(begin) + rest, self._split.split(text))
             for text in texts
         ]
         # re.split puts what it split at in the odd places
         plain = dict.fromkeys(piece for _, _, pieces in rows for piece in pieces[::2])
         found = dict(zip(plain, self._words.encode([*plain]), strict=True))
-        return [
-            self._tokens([*opening.ids[:begun]], boundary, pieces, found)
-            for begun, boundary, pieces in rows
-        ]
+        return [self._tokens([*ids], boundary, pieces, found) for ids, boundary, pieces in rows]
 
     def _kept_ids(self, segment: str) -> Sequence[int]:
         """Of a special token, or of the text between two of them."""

@@ -127,8 +127,8 @@ class Encoder:
         for text, field in zip(texts, fields, strict=True):
             if not text:
                 raise InvalidRequest(f"{field}: the text is empty", field=field)
-        begin, *sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
-        opening = self._tokenizer.opening(begin)
+        start, *sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
+        opening = self._tokenizer.opening(start)
         rows = self._tokenizer.encode(opening, sealed)
         prompt_length = len(self._with_bos([*opening.ids])) if prompt else 0
         return [
@@ -197,7 +197,8 @@ class Encoder:
                     "not a list of messages",
                     field=fields[0],
                 )
-            return self._tokenizer.opening(prompt), [prompt + text for text in responses]
+            opening = self._tokenizer.opening(prompt)
+            return opening, [prompt + response for response in responses]
         turns = _turns(prompt)
         opening = self._opening(turns, fields[0])
         texts = []

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +78,20 @@ class Service:
 
 @contextmanager
 def serving(
-    bundle: Path, *options: str, python: str | Path = sys.executable, **environment: str
+    bundle: Path,
+    *options: str,
+    python: str | Path = sys.executable,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator["Service"]:
-    """`reward-serve run` in a process of its own, stopped with SIGTERM at the end."""
+    """`reward-serve run` in a process of its own, stopped with SIGTERM at the end.
+
+    environment: variables beside those of this process.
+    """
     ports = ("--port=0", "--grpc-port=0")
     command = [python, "-m", "service", "run", str(bundle), *ports, *options]
     process = subprocess.Popen(
         command,
-        env=os.environ | environment,
+        env=os.environ | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
