@@ -85,7 +85,8 @@ def _arrivals(bench: Bench, write: Writer, lasts_s: float, post: Workload | None
 
 def no_op(bundle: Path, words: list[str], sizes: Sizes, say: Callable[[str], None]) -> Row:
     """Requests/s, and latency of one client, of the service on an engine that costs nothing and of
-    an empty application: of *one*, that latency is Ray's and HAProxy's."""
+    an empty application: of *one*, that latency is Ray's and HAProxy's. One stands still while the
+    other is measured."""
     rates: dict[str, list[Measured]] = {"null_engine": [], "no_op": []}
     with servers.together(
         servers.module("null_engine", bundle), servers.module("baselines.no_op", bundle)
