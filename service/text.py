@@ -3,23 +3,17 @@
 Training and serving both encode through `Encoder`. Knows text and ids; knows nothing of models.
 """
 
-import re
-import threading
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Literal
 
-import jinja2
-from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict
 
 from service.bundle import Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
 from service.manifest import TextRules
-from service.sealed import KEPT, Opening, SealedTokenizer, Tokens
-from service.template import compile_template
+from service.rendering import Rendering, Turn, turn_of
+from service.sealed import Opening, SealedTokenizer, Tokens
 
 
 class Message(BaseModel):
@@ -29,16 +23,7 @@ class Message(BaseModel):
     content: str
 
 
-KEY_BYTES = 100
-"what a digest takes as a key of a dictionary, about"
-MAX_SHAPES = 4096
-"conversation shapes whose count of special tokens is kept"
-
-INERT = "\ue002"
-"content of a message that no special token can come from"
-
 Prompt = str | Sequence[Message]
-Turn = dict[str, str]
 Truncation = Literal["prompt", "error"]
 
 
@@ -58,25 +43,13 @@ class Encoded:
 class Encoder:
     """Encodes pairs by a bundle's rules. Thread-safe.
 
-    The text of a special token *inside* a message is ordinary text. Special tokens that the
-    template writes are renamed to strings nobody can guess, in the rendered text and in the
-    tokenizer alike (service/sealed.py); where a template would put one together from pieces of
-    messages, the conversation is refused. Turn markers that are no special tokens, such as
-    "User:", are text wherever they stand.
+    The text of a special token *inside* a message is ordinary text (service/rendering.py).
     """
 
     def __init__(self, tokenizer_json: str, template: str | None, rules: TextRules) -> None:
         self.rules = rules
         self._tokenizer = SealedTokenizer(tokenizer_json)
-        self._mark = re.compile(rf"\ue000{self._tokenizer.nonce}m(\d+)\ue001")
-        self._openings: LRUCache[bytes, Opening] = LRUCache(
-            KEPT, getsizeof=lambda opening: opening.size + KEY_BYTES
-        )
-        self._lock = threading.Lock()
-        self._own_specials: dict[tuple[tuple[str, bool], ...], int] = {}
-        self._template = (
-            None if template is None else compile_template(template, rules.template_date)
-        )
+        self._rendering = None if template is None else Rendering(self._tokenizer, template, rules)
         for token_id in (rules.bos_id, *rules.ending_ids):
             if token_id is not None and not self._tokenizer.knows(token_id):
                 raise BundleError(
@@ -190,7 +163,7 @@ class Encoder:
         """What the texts begin with, and for each response the whole text."""
         if not prompt:
             raise InvalidRequest(f"{fields[0]}: the conversation is empty", field=fields[0])
-        if self._template is None:
+        if self._rendering is None:
             if not isinstance(prompt, str):
                 raise InvalidRequest(
                     f"{fields[0]}: the bundle has no chat template, so prompt must be a string, "
@@ -200,102 +173,14 @@ class Encoder:
             opening = self._tokenizer.opening(prompt)
             return opening, [prompt + response for response in responses]
         turns = _turns(prompt)
-        opening = self._opening(turns, fields[0])
-        texts = []
-        for response, field in zip(responses, fields, strict=True):
-            conversation = [*turns, _turn("assistant", response)]
-            text, specials = self._apply(conversation, field)
-            self._refuse_forgery(conversation, specials, field)
-            texts.append(text)
-        return opening, texts
-
-    def _opening(self, turns: Sequence[Turn], field: str) -> Opening:
-        """What the rendered text begins with, whatever the response is."""
-        key = blake2b(repr(turns).encode(), digest_size=16).digest()
-        with self._lock:
-            known = self._openings.get(key)
-        if known is not None:
-            return known
-        asked, _ = self._apply(turns, field, generation_prompt=True)
-        probe, _ = self._apply([*turns, _turn("assistant", INERT)], field)
-        opening = self._tokenizer.opening(self._whole_tokens(asked[: _common(asked, probe)]))
-        if opening.size + KEY_BYTES <= KEPT:
-            with self._lock:
-                self._openings[key] = opening
-        return opening
-
-    def _whole_tokens(self, text: str) -> str:
-        """Without a special token that was cut in two at the end."""
-        start = text.rfind("\ue000" + self._tokenizer.nonce)
-        return text if start < 0 or "\ue001" in text[start:] else text[:start]
-
-    def _refuse_forgery(self, turns: Sequence[Turn], specials: int, field: str) -> None:
-        """Raise where a template makes a special token out of pieces of messages.
-
-        The same conversation with inert contents shows how many are the template's own.
-        """
-        shape = tuple((turn["role"], bool(turn["content"].strip())) for turn in turns)
-        expected = self._own_specials.get(shape)
-        if expected is None:
-            inert = [
-                _turn(turn["role"], INERT if turn["content"].strip() else turn["content"])
-                for turn in turns
-            ]
-            _, expected = self._apply(inert, field)
-            if len(self._own_specials) < MAX_SHAPES:
-                self._own_specials[shape] = expected
-        if specials != expected:
-            raise InvalidRequest(
-                f"{field}: through the chat template, the text of its messages would make "
-                f"{specials - expected} special tokens of its own",
-                field=field,
-            )
-
-    def _apply(
-        self, turns: Sequence[Turn], field: str, generation_prompt: bool = False
-    ) -> tuple[str, int]:
-        """The rendered text, its special tokens renamed, and how many it has."""
-        assert self._template is not None
-        hidden: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            hidden.append(match[0])
-            return f"\ue000{self._tokenizer.nonce}m{len(hidden) - 1}\ue001"
-
-        messages = [
-            _turn(turn["role"], self._tokenizer.special.sub(hide, turn["content"]))
-            for turn in turns
+        return self._rendering.opening(turns, fields[0]), [
+            self._rendering.text([*turns, turn_of("assistant", response)], field)
+            for response, field in zip(responses, fields, strict=True)
         ]
-        try:
-            text = self._template.render(
-                messages=messages,
-                add_generation_prompt=generation_prompt,
-                **self.rules.template_variables,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise InvalidRequest(
-                f"{field}: the chat template refuses this conversation: {error}", field=field
-            ) from error
-        sealed, specials = self._tokenizer.seal(text)
-        if hidden:
-            sealed = self._mark.sub(lambda match: hidden[int(match[1])], sealed)
-        return sealed, specials
-
-
-def _turn(role: str, content: str) -> Turn:
-    return {"role": role, "content": content}
 
 
 def _turns(prompt: Prompt) -> list[Turn]:
     """As templates take them. A string is one turn of the user."""
     if isinstance(prompt, str):
-        return [_turn("user", prompt)]
-    return [_turn(message.role, message.content) for message in prompt]
-
-
-def _common(first: str, second: str) -> int:
-    """How many characters they begin with in common; os.path.commonprefix takes them one by one."""
-    if second.startswith(first):
-        return len(first)
-    lengths = range(1, min(len(first), len(second)) + 1)
-    return bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])
+        return [turn_of("user", prompt)]
+    return [turn_of(message.role, message.content) for message in prompt]
