@@ -1,11 +1,12 @@
 """What is kept about a request: id, counts, durations, codes; never a prompt, a response, a key."""
 
-import json
 import re
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from pydantic_core import to_json
 
 from service import metrics
 from service.errors import InvalidRequest
@@ -79,4 +80,4 @@ class Journal:
             line["tokenize_ms"] = round(scores.timing.tokenize_ms, 3)
             line["queue_ms"] = round(scores.timing.queue_ms, 3)
             line["engine_ms"] = round(scores.timing.engine_ms, 3)
-        return json.dumps(line)
+        return to_json(line).decode()

@@ -55,8 +55,7 @@ class RaggedBudget:
         for queue, together in ((family, False), (range(len(rows)), True)):
             passed = 0
             for row in queue:
-                mate = alike.nearest(row, batch) if together else None
-                if row not in batch and not batch.take([row] if mate is None else [row, mate]):
+                if row not in batch and not batch.take(row, together):
                     passed += 1
                 if passed == PASSED_OVER:
                     break
@@ -65,34 +64,46 @@ class RaggedBudget:
 
 
 class _Alike:
-    """Rows in the order of their bytes, where those that begin alike stand together."""
+    """Rows in the order of their bytes, where those that begin alike stand together: what two of
+    them have in common, all between them have, too."""
 
     def __init__(self, rows: Sequence[bytes]) -> None:
         self._rows = rows
         self.order = sorted(range(len(rows)), key=rows.__getitem__)
         self.place = {row: place for place, row in enumerate(self.order)}
-
-    def shared(self, first: int, second: int) -> int:
-        return shareable_tokens(self._rows[first], self._rows[second])
+        self._common: list[int | None] = [None] * len(rows)
+        "of the rows at each place and the next, once it was asked for; 0: less than a head"
 
     def length(self, row: int) -> int:
         return len(self._rows[row]) // ITEM
 
+    def shared(self, first: int, second: int) -> int:
+        low, high = sorted((self.place[first], self.place[second]))
+        common = self.length(first)
+        for place in range(low, high):
+            common = min(common, self._next(place))
+            if not common:
+                return 0
+        return shareable_tokens(self._rows[first], self._rows[second], common)
+
+    def own(self, row: int) -> int:
+        """Tokens at the end of the row that no other begins with."""
+        place, last = self.place[row], len(self.order) - 1
+        before = self._next(place - 1) if place else 0
+        after = self._next(place) if place < last else 0
+        return self.length(row) - max(before, after)
+
     def family(self, row: int) -> list[int]:
         """Rows that share something with this one, the most first, the older first among equals."""
         mine, found = self._rows[row], list[tuple[int, int]]()
-        head = HEAD_TOKENS * ITEM
         for side in (-1, 1):
-            place, common = self.place[row] + side, len(mine) // ITEM
+            place, common = self.place[row] + side, self.length(row)
             while 0 <= place < len(self.order):
-                other = self.order[place]
-                theirs = self._rows[other]
-                if theirs[:head] != mine[:head]:
+                common = min(common, self._next(min(place, place - side)))
+                if not common:
                     break
-                # further away in this order, no more is shared
-                if theirs[: common * ITEM] != mine[: common * ITEM]:
-                    common = common_tokens(mine, theirs)
-                if tokens := shareable_tokens(mine, theirs, common):
+                other = self.order[place]
+                if tokens := shareable_tokens(mine, self._rows[other], common):
                     found.append((-tokens, other))
                 place += side
         return [other for _, other in sorted(found)]
@@ -108,6 +119,14 @@ class _Alike:
             if tokens > most:
                 best, most = self.order[place], tokens
         return best
+
+    def _next(self, place: int) -> int:
+        common = self._common[place]
+        if common is None:
+            first, second = self._rows[self.order[place]], self._rows[self.order[place + 1]]
+            alike = first[: HEAD_TOKENS * ITEM] == second[: HEAD_TOKENS * ITEM]
+            common = self._common[place] = common_tokens(first, second) if alike else 0
+        return common
 
 
 class _Batch:
@@ -128,17 +147,23 @@ class _Batch:
         self.rows.append(row)
         insort(self._places, self._alike.place[row])
 
-    def take(self, rows: Sequence[int]) -> bool:
-        """Add all of these rows, or none where they do not fit."""
-        before = len(self.rows)
-        for row in rows:
-            self.add(row)
+    def take(self, row: int, together: bool) -> bool:
+        """Add this row, and together with it the one that shares most with it; or none of them,
+        where they do not fit."""
+        if self.tokens + self._alike.own(row) > self._most:
+            return False
+        rows, tokens = len(self.rows), self.tokens
+        self.add(row)
+        if together and self.tokens <= self._most:
+            mate = self._alike.nearest(row, self)
+            if mate is not None:
+                self.add(mate)
         if self.tokens <= self._most:
             return True
-        for row in rows[::-1]:
-            self._places.remove(self._alike.place[row])
-            self.tokens -= self._cost(row)
-        del self.rows[before:]
+        for added in self.rows[rows:]:
+            self._places.remove(self._alike.place[added])
+        del self.rows[rows:]
+        self.tokens = tokens
         return False
 
     def _cost(self, row: int) -> int:

@@ -4,7 +4,6 @@ import re
 import threading
 from bisect import bisect_left
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import jinja2
 from cachetools import LRUCache
@@ -14,8 +13,8 @@ from service.manifest import TextRules
 from service.sealed import KEPT, Opening, SealedTokenizer
 from service.template import compile_template
 
-KEY_BYTES = 100
-"what a digest takes as a key of a dictionary, about"
+ENTRY = 140
+"what the objects of a kept opening take beside its texts and ids, in characters: about 700 bytes"
 MAX_SHAPES = 4096
 "conversation shapes whose count of special tokens is kept"
 
@@ -41,9 +40,10 @@ class Rendering:
         self._template = compile_template(template, rules.template_date)
         self._variables = rules.template_variables
         self._mark = re.compile(rf"\ue000{tokenizer.nonce}m(\d+)\ue001")
-        self._openings: LRUCache[bytes, Opening] = LRUCache(
-            KEPT, getsizeof=lambda opening: opening.size + KEY_BYTES
+        self._openings: LRUCache[tuple[str, ...], tuple[int, Opening]] = LRUCache(
+            KEPT, getsizeof=lambda kept: kept[0]
         )
+        "by roles and contents: how many characters and ids, and what begins so"
         self._lock = threading.Lock()
         self._own_specials: dict[tuple[tuple[str, bool], ...], int] = {}
 
@@ -55,17 +55,18 @@ class Rendering:
 
     def opening(self, turns: Sequence[Turn], field: str) -> Opening:
         """What the rendered text begins with, whatever the response is."""
-        key = blake2b(repr(turns).encode(), digest_size=16).digest()
+        key = tuple(part for turn in turns for part in turn.values())
         with self._lock:
-            known = self._openings.get(key)
+            _, known = self._openings.get(key, (0, None))
         if known is not None:
             return known
         asked, _ = self._apply(turns, field, generation_prompt=True)
         probe, _ = self._apply([*turns, turn_of("assistant", INERT)], field)
         opening = self._tokenizer.opening(self._whole_tokens(asked[: _common(asked, probe)]))
-        if opening.size + KEY_BYTES <= KEPT:
+        size = sum(map(len, key)) + opening.size + ENTRY
+        if size <= KEPT:
             with self._lock:
-                self._openings[key] = opening
+                self._openings[key] = size, opening
         return opening
 
     def _whole_tokens(self, text: str) -> str:

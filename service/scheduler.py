@@ -14,9 +14,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 from service import metrics
 from service.batch import Batch, next_batch, waits
@@ -49,7 +50,7 @@ class _Handed:
     """A batch that a worker thread has, running or next."""
 
     batch: Batch
-    done: asyncio.Future[tuple[list[Outcome], int]]
+    done: Future[tuple[list[Outcome], int]]
     since: float
     "since when it is its turn"
 
@@ -77,8 +78,8 @@ class Scheduler:
         "the oldest first; the engine runs the first `at_once` of them"
         self._running: dict[bytes, list[Place]] = {}
         "rows that were handed over, and everybody they will answer"
-        self._full_line: asyncio.Event | None = None
-        "set when a whole batch may be waiting"
+        self._woken: asyncio.Future[None] | None = None
+        "done when a batch is, or when a whole one may be waiting"
         self._loop_task: asyncio.Task[None] | None = None
         self._workers = started(engine.at_once + engine.ahead, "engine")
 
@@ -176,10 +177,10 @@ class Scheduler:
             self._line.join(request)
             if self._loop_task is None:
                 self._loop_task = loop.create_task(self._work())
-            elif self._full_line and self._takes_more and self._may_take():
+            elif self._takes_more and self._may_take():
                 running = self._running_batches
                 if not all(waits(request, i, running) for i in request.waiting):
-                    self._full_line.set()
+                    self._wake()
         self._gauge()
         return request
 
@@ -200,10 +201,11 @@ class Scheduler:
     async def _work(self) -> None:
         """Run batches while anything waits."""
         self._pace.begin()
-        self._full_line = asyncio.Event()
+        loop = asyncio.get_running_loop()
         try:
-            while self._hand_over():
-                await self._until_free()
+            while self._hand_over(loop):
+                self._woken = loop.create_future()
+                await self._woken
                 for handed in [each for each in self._handed if each.done.done()]:
                     self._finish(handed, *handed.done.result())
         except Exception as error:  # ours, or an engine that breaks its protocol: nobody may hang
@@ -216,17 +218,27 @@ class Scheduler:
             self._running = {}
             self._loop_task = None
 
-    def _hand_over(self) -> bool:
-        """Give the workers what they may have; whether it has anything."""
+    def _wake(self) -> None:
+        if self._woken and not self._woken.done():
+            self._woken.set_result(None)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Give the workers what they may have; whether they have anything."""
+
+        def tell(_: Future[tuple[list[Outcome], int]]) -> None:  # in the worker
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(self._wake)
+
         while self._takes_more and self._may_take():
             budget = self._shortage.budget
             batch = next_batch(self._line, self._engine, budget, self._running_batches)
             if batch is None:
                 break
             self._running |= zip(batch.packed, batch.places, strict=True)
-            done = asyncio.get_running_loop().run_in_executor(
-                self._workers, run_isolated, self._engine, batch.rows, batch.plan.prefix_tokens
+            done = self._workers.submit(
+                run_isolated, self._engine, batch.rows, batch.plan.prefix_tokens
             )
+            done.add_done_callback(tell)
             self._handed.append(_Handed(batch, done, time.perf_counter()))
             self._gauge()
         return bool(self._handed)
@@ -243,20 +255,6 @@ class Scheduler:
     def _may_take(self) -> bool:
         """Whether a batch may be formed now: the engine is free, or a whole one waits."""
         return not self._handed or self._line.tokens >= self._shortage.budget.full_tokens
-
-    async def _until_free(self) -> None:
-        """Until a batch is done, or a whole one waits that may be handed over."""
-        assert self._full_line is not None
-        awaited: list[asyncio.Future[Any]] = [handed.done for handed in self._handed]
-        if not self._takes_more:
-            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-            return
-        self._full_line.clear()
-        arrival = asyncio.ensure_future(self._full_line.wait())
-        try:
-            await asyncio.wait([*awaited, arrival], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            arrival.cancel()
 
     def _abandon(self, error: EngineFailure) -> None:
         """Answer everything with an error and begin anew with an empty line."""

@@ -28,7 +28,7 @@ HOPELESS = 0.8
 "share of a deadline that a backlog may take at most: the estimate is of recent batches, and rough"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     reward: float
     raw_reward: float
@@ -37,14 +37,14 @@ class Result:
     tokens_cut: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timing:
     tokenize_ms: float
     queue_ms: float
     engine_ms: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scores:
     results: list[Result]
     timing: Timing

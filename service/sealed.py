@@ -43,7 +43,7 @@ class Opening:
         return len(self.begin) + self.rest + len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tokens:
     ids: list[int]
     inside: int
@@ -92,9 +92,11 @@ class SealedTokenizer:
     def opening(self, text: str) -> Opening:
         """A sealed text that others begin with. Segments of it are kept."""
         *closed, last = self._split.split(text)
-        ids = array("i", (token for segment in closed for token in self._kept_ids(segment)))
+        ids = array("i")
+        for segment in closed:
+            ids += self._kept_ids(segment)
         begin_ids = len(ids)
-        ids.extend(self._kept_ids(last))
+        ids += self._kept_ids(last)
         return Opening(text[: len(text) - len(last)], len(last), ids, begin_ids)
 
     def encode(self, opening: Opening, texts: Sequence[str]) -> list[Tokens]:
@@ -116,10 +118,10 @@ class SealedTokenizer:
         found = dict(zip(plain, self._words.encode([*plain]), strict=True))
         return [self._tokens([*ids], boundary, pieces, found) for ids, boundary, pieces in rows]
 
-    def _kept_ids(self, segment: str) -> Sequence[int]:
+    def _kept_ids(self, segment: str) -> "array[int]":
         """Of a special token, or of the text between two of them."""
         if (special := self._ids.get(segment)) is not None:
-            return (special,)
+            return array("i", (special,))
         with self._lock:
             _, ids = self._kept.get(segment, (0, None))
         if ids is None:

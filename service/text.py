@@ -27,7 +27,7 @@ Prompt = str | Sequence[Message]
 Truncation = Literal["prompt", "error"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Encoded:
     """Token ids of one (prompt, response) pair, and what the limits took from it."""
 
@@ -77,9 +77,8 @@ class Encoder:
         fields = fields or [f"responses[{i}]" for i in range(len(responses))]
         opening, texts = self._render(prompt, responses, fields)
         rows = self._tokenizer.encode(opening, texts)
-        prompt_length = len(self._with_bos([*opening.ids]))
         return [
-            self._limit(tokens, prompt_length, truncation, field)
+            self._limit(tokens, self._length(opening), truncation, field)
             for tokens, field in zip(rows, fields, strict=True)
         ]
 
@@ -103,7 +102,7 @@ class Encoder:
         start, *sealed = [self._tokenizer.seal(text)[0] for text in (prompt, *texts)]
         opening = self._tokenizer.opening(start)
         rows = self._tokenizer.encode(opening, sealed)
-        prompt_length = len(self._with_bos([*opening.ids])) if prompt else 0
+        prompt_length = self._length(opening) if prompt else 0
         return [
             self._limit(tokens, prompt_length, truncation, field, templated=True, whole=not prompt)
             for tokens, field in zip(rows, fields, strict=True)
@@ -124,10 +123,10 @@ class Encoder:
         where a word crosses the border may a row have more tokens before it, and lose those too.
         A templated text has its ending already; where it is cut as a whole, BOS is its prompt.
         """
-        ids = self._with_bos(tokens.ids)
-        bos = len(ids) - len(tokens.ids)
+        bos = self._missing_bos(tokens.ids)
+        ids = bos + tokens.ids
         first = 1 if ids and ids[0] == self.rules.bos_id else 0
-        prompt_tokens = max(bos + tokens.inside, first)
+        prompt_tokens = max(len(bos) + tokens.inside, first)
         response = ids[prompt_tokens:] + ([] if templated else [*self.rules.ending_ids])
         prompt_length = max(prompt_length, prompt_tokens) if prompt_length else 0
         prompt_cut = max(0, prompt_length - self.rules.max_prompt_tokens)
@@ -153,9 +152,12 @@ class Encoder:
             tokens_cut=prompt_cut + response_cut,
         )
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
+    def _length(self, opening: Opening) -> int:
+        return len(self._missing_bos(opening.ids)) + len(opening.ids)
+
+    def _missing_bos(self, ids: Sequence[int]) -> list[int]:
         bos = self.rules.bos_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        return [] if bos is None or (ids and ids[0] == bos) else [bos]
 
     def _render(
         self, prompt: Prompt, responses: Sequence[str], fields: Sequence[str]

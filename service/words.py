@@ -109,6 +109,8 @@ class Words:
 
 
 class _Whole:
+    __slots__ = ("_encoding", "ids")
+
     def __init__(self, encoding: Encoding) -> None:
         self.ids: list[int] = encoding.ids
         self._encoding = encoding
@@ -118,6 +120,8 @@ class _Whole:
 
 
 class _Cut:
+    __slots__ = ("_parts", "_words", "ids")
+
     def __init__(self, words: Words, pieces: list[str], found: list[Sequence[int]]) -> None:
         self.ids = [*chain.from_iterable(found)]
         self._words = words

@@ -121,6 +121,16 @@ def test_a_batch_stays_within_its_budget_and_holds_its_seed(rows, budget, data) 
     assert len(run.feeds["input_ids"]) <= plan.computed_tokens + width + slack
 
 
+@given(ROWS)
+def test_a_budget_that_just_holds_all_rows_takes_all(rows) -> None:
+    packed = [*map(pack, rows)]
+    everything = RaggedBudget(1_000_000).plan(packed, seed=0)
+    needed = everything.computed_tokens
+    assert sorted(everything.rows) == [*range(len(rows))]
+    assert RaggedBudget(1_000_000, needed).plan(packed, seed=0) == everything
+    assert len(RaggedBudget(1_000_000, needed - 1).plan(packed, seed=0).rows) < max(2, len(rows))
+
+
 def test_a_group_that_does_not_fit_waits_whole_behind_the_seeds() -> None:
     """Its prompt would be computed twice, with a row of it now and with the others later."""
     rows = [[*PROMPTS[i // 2], i, i, i] for i in range(4)]
