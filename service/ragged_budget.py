@@ -64,30 +64,26 @@ class RaggedBudget:
 
 
 class _Alike:
-    """Rows in the order of their bytes, where those that begin alike stand together: what two of
-    them have in common, all between them have, too."""
+    """Rows in the order of their bytes, where those that begin alike stand together."""
 
     def __init__(self, rows: Sequence[bytes]) -> None:
         self._rows = rows
         self.order = sorted(range(len(rows)), key=rows.__getitem__)
         self.place = {row: place for place, row in enumerate(self.order)}
         self._common: list[int | None] = [None] * len(rows)
-        "of the rows at each place and the next, once it was asked for; 0: less than a head"
+        "of the rows at each place and the next, once it was asked for; 0: their heads differ"
 
     def length(self, row: int) -> int:
         return len(self._rows[row]) // ITEM
 
     def shared(self, first: int, second: int) -> int:
         low, high = sorted((self.place[first], self.place[second]))
-        common = self.length(first)
-        for place in range(low, high):
-            common = min(common, self._next(place))
-            if not common:
-                return 0
+        common = self._next(low) if high - low == 1 else None
         return shareable_tokens(self._rows[first], self._rows[second], common)
 
-    def own(self, row: int) -> int:
-        """Tokens at the end of the row that no other begins with."""
+    def least_cost(self, row: int) -> int:
+        """Tokens that the row adds to any batch: no row has more in common with it than the two
+        beside it."""
         place, last = self.place[row], len(self.order) - 1
         before = self._next(place - 1) if place else 0
         after = self._next(place) if place < last else 0
@@ -96,14 +92,18 @@ class _Alike:
     def family(self, row: int) -> list[int]:
         """Rows that share something with this one, the most first, the older first among equals."""
         mine, found = self._rows[row], list[tuple[int, int]]()
+        head = HEAD_TOKENS * ITEM
         for side in (-1, 1):
-            place, common = self.place[row] + side, self.length(row)
+            place, common = self.place[row] + side, len(mine) // ITEM
             while 0 <= place < len(self.order):
-                common = min(common, self._next(min(place, place - side)))
-                if not common:
-                    break
                 other = self.order[place]
-                if tokens := shareable_tokens(mine, self._rows[other], common):
+                theirs = self._rows[other]
+                if theirs[:head] != mine[:head]:
+                    break
+                # further away in this order, no more is shared
+                if theirs[: common * ITEM] != mine[: common * ITEM]:
+                    common = common_tokens(mine, theirs)
+                if tokens := shareable_tokens(mine, theirs, common):
                     found.append((-tokens, other))
                 place += side
         return [other for _, other in sorted(found)]
@@ -150,7 +150,7 @@ class _Batch:
     def take(self, row: int, together: bool) -> bool:
         """Add this row, and together with it the one that shares most with it; or none of them,
         where they do not fit."""
-        if self.tokens + self._alike.own(row) > self._most:
+        if self.tokens + self._alike.least_cost(row) > self._most:
             return False
         rows, tokens = len(self.rows), self.tokens
         self.add(row)

@@ -215,6 +215,8 @@ class Scheduler:
             for handed in self._handed:
                 handed.done.cancel()  # what has not begun never does
             self._handed.clear()
+            left = [place for places in self._running.values() for place in places]
+            self._tokens.leave(sum(len(request.rows[i]) for request, i in left))
             self._running = {}
             self._loop_task = None
 
@@ -225,7 +227,7 @@ class Scheduler:
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Give the workers what they may have; whether they have anything."""
 
-        def tell(_: Future[tuple[list[Outcome], int]]) -> None:  # in the worker
+        def tell(_: Future[tuple[list[Outcome], int]]) -> None:  # in whatever thread
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(self._wake)
 

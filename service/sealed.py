@@ -21,7 +21,8 @@ from service.errors import BundleError
 from service.words import Tokenised, Words
 
 KEPT = 4_000_000
-"characters and ids of prompts' segments, and of openings again: at most 20 MB or so each"
+"""characters and ids of prompts' segments, and of conversations and what they begin with: at most
+20 MB or so each"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def test_no_log_and_no_metric_has_a_key(service) -> None:
     logs = _session(service) / "logs"
     files = [path for path in logs.rglob("*") if path.is_file()]
     text = {path: path.read_bytes() for path in files}
-    assert any(b'"route": "/get_reward"' in content for content in text.values())
+    assert any(b'"route":"/get_reward"' in content for content in text.values())
     assert [path.name for path, content in text.items() if b"k3y-of" in content] == []
 
 

@@ -1,13 +1,21 @@
 """Ragged arrays and batches, as properties over any rows; the attention they allow, by hand."""
 
 import doctest
+from itertools import permutations
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service import ragged, ragged_budget
-from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, common_tokens, pack
+from service.prefix import (
+    HEAD_TOKENS,
+    ITEM,
+    MIN_SUFFIX_TOKENS,
+    common_tokens,
+    pack,
+    shareable_tokens,
+)
 from service.ragged_budget import RaggedBudget
 
 SYSTEM = list(range(1000, 1040))
@@ -119,6 +127,15 @@ def test_a_batch_stays_within_its_budget_and_holds_its_seed(rows, budget, data) 
     slack = HEAD_TOKENS * len(plan.rows)
     assert plan.computed_tokens <= len(run.feeds["input_ids"]) - width
     assert len(run.feeds["input_ids"]) <= plan.computed_tokens + width + slack
+
+
+@given(ROWS)
+def test_neighbours_tell_what_any_two_rows_share(rows) -> None:
+    packed = [*map(pack, rows)]
+    alike = ragged_budget._Alike(packed)
+    for i, j in permutations(range(len(rows)), 2):
+        assert alike.shared(i, j) == shareable_tokens(packed[i], packed[j])
+        assert alike.least_cost(i) <= len(rows[i]) - alike.shared(i, j)
 
 
 @given(ROWS)

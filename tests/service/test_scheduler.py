@@ -160,6 +160,22 @@ def test_rows_of_a_caller_that_left_never_reach_the_engine(scheduler, engine) ->
     assert sum(map(len, engine.runs)) == 2
 
 
+def test_a_loop_that_ends_amid_a_run_leaves_nothing_behind(scheduler, engine, caplog) -> None:
+    async def leave() -> None:
+        engine.gate.clear()
+        left = asyncio.create_task(scheduler.score(_rows(300)))
+        await settled()
+        assert not left.done() and scheduler.running_s > 0
+
+    asyncio.run(leave())
+    assert scheduler._tokens.used == 0 and scheduler.running_s == 0
+    engine.gate.set()
+    scored = asyncio.run(asyncio.wait_for(scheduler.score(_rows(3, seed=1)), 60))
+    assert scored.rewards == engine.run(_rows(3, seed=1)).tolist()
+    scheduler.close()  # whatever ran for the loop that is closed has ended
+    assert not caplog.records
+
+
 def test_a_full_line_refuses_and_takes_again_when_it_is_empty(scheduler, engine) -> None:
     async def go() -> None:
         engine.gate.clear()
