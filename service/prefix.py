@@ -32,14 +32,19 @@ def common_tokens(first: bytes, second: bytes) -> int:
     return flags.index(1)
 
 
+def alike_tokens(first: bytes, second: bytes) -> int:
+    """The same, but 0 for rows that differ within HEAD_TOKENS, as most do: they need no search."""
+    alike = first[: HEAD_TOKENS * ITEM] == second[: HEAD_TOKENS * ITEM]
+    return common_tokens(first, second) if alike else 0
+
+
 def shareable_tokens(first: bytes, second: bytes, common: int | None = None) -> int:
-    """How many of their first tokens two packed rows can share; common: that they have in common,
-    where that is known.
+    """How many of their first tokens two packed rows can share; common: their `alike_tokens`,
+    where those are known.
 
     0 below HEAD_TOKENS; always MIN_SUFFIX_TOKENS less than the shorter row.
     """
     if common is None:
-        alike = first[: HEAD_TOKENS * ITEM] == second[: HEAD_TOKENS * ITEM]
-        common = common_tokens(first, second) if alike else 0
+        common = alike_tokens(first, second)
     tokens = min(common, min(len(first), len(second)) // ITEM - MIN_SUFFIX_TOKENS)
     return tokens if tokens >= HEAD_TOKENS else 0

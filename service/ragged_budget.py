@@ -5,7 +5,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from service.planner import Plan
-from service.prefix import HEAD_TOKENS, ITEM, common_tokens, shareable_tokens
+from service.prefix import HEAD_TOKENS, ITEM, alike_tokens, common_tokens, shareable_tokens
 
 PASSED_OVER = 16
 "rows that do not fit, and then no more are tried"
@@ -121,11 +121,11 @@ class _Alike:
         return best
 
     def _next(self, place: int) -> int:
+        """What the rows at this place and the next have in common."""
         common = self._common[place]
         if common is None:
             first, second = self._rows[self.order[place]], self._rows[self.order[place + 1]]
-            alike = first[: HEAD_TOKENS * ITEM] == second[: HEAD_TOKENS * ITEM]
-            common = self._common[place] = common_tokens(first, second) if alike else 0
+            common = self._common[place] = alike_tokens(first, second)
         return common
 
 

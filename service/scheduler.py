@@ -215,9 +215,7 @@ class Scheduler:
             for handed in self._handed:
                 handed.done.cancel()  # what has not begun never does
             self._handed.clear()
-            left = [place for places in self._running.values() for place in places]
-            self._tokens.leave(sum(len(request.rows[i]) for request, i in left))
-            self._running = {}
+            self._forget(self._in_engine())
             self._loop_task = None
 
     def _wake(self) -> None:
@@ -261,15 +259,23 @@ class Scheduler:
     def _abandon(self, error: EngineFailure) -> None:
         """Answer everything with an error and begin anew with an empty line."""
         waiting = [(request, i) for request in self._line.requests for i in request.waiting]
-        running = [place for places in self._running.values() for place in places]
-        unanswered = waiting + [(r, i) for r, i in running if r.outcomes[i] is None]
+        unanswered = waiting + self._in_engine()
         for request in {request for request, _ in unanswered}:
             if not request.done.done():
                 request.done.set_exception(error)
         self._line.clear()
-        self._running = {}
-        self._tokens.leave(sum(len(request.rows[i]) for request, i in unanswered))
+        self._forget(unanswered)
         self._gauge()
+
+    def _in_engine(self) -> list[Place]:
+        """What a run that was handed over has not answered yet."""
+        places = (place for places in self._running.values() for place in places)
+        return [(request, i) for request, i in places if request.outcomes[i] is None]
+
+    def _forget(self, places: Sequence[Place]) -> None:
+        """These rows are nobody's any more, nor is what the engine still has."""
+        self._running = {}
+        self._tokens.leave(sum(len(request.rows[i]) for request, i in places))
 
     def _finish(self, handed: _Handed, outcomes: Sequence[Outcome], shortages: int) -> None:
         """Answer whoever waits for a batch that is done."""
