@@ -8,7 +8,6 @@ import time
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from service.machine import usable_cpus
 from service.session import onnxruntime
 from training.strides import MORE
 
@@ -47,7 +46,7 @@ def _product(weights: np.ndarray) -> object:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     ort = onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = usable_cpus()
+    options.intra_op_num_threads = 1  # a second one would still spin when the other session runs
     return ort.InferenceSession(model.SerializeToString(), options)
 
 

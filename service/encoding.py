@@ -66,7 +66,7 @@ class Encoding:
                 for pair, row in zip(pairs, encoded, strict=True)
                 if not isinstance(pair, TokenIds)
             )
-            self._tokens_per_character = sum(len(row.ids) for row in rows) / text
+            self._tokens_per_character = sum(len(row.packed) for row in rows) / text
         return encoded
 
     def _leave(self, text: int) -> None:

@@ -44,11 +44,12 @@ class Exporter:
         for (series, labels), value in taken.added.items():
             if value:
                 self._series[series].inc(value, tags=_tags(series, labels))
-        for (series, labels), value in taken.current.items():
-            self._series[series].set(value, tags=_tags(series, labels))
+        for gauge, read in taken.watched.items():
+            self._series[gauge].set(read())
         for (series, labels), values in taken.observed.items():
+            histogram, tags = self._series[series], _tags(series, labels)
             for value in values:
-                self._series[series].observe(value, tags=_tags(series, labels))
+                histogram.observe(value, tags=tags)
 
 
 async def cluster_page(threads: Executor) -> bytes:

@@ -1,9 +1,8 @@
 """Running a batch so that what is wrong with one row fails that row. Knows engines; no waiting."""
 
 import logging
+import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from service.engine import Engine
 from service.errors import EngineFailure, NonFiniteReward
@@ -48,7 +47,7 @@ def _failure(error: Exception) -> EngineFailure:
 
 
 def _outcome(reward: float) -> Outcome:
-    if np.isfinite(reward):
+    if math.isfinite(reward):
         return reward
     return NonFiniteReward(
         f"the model gave {reward}: its weights or this input are broken, "

@@ -6,7 +6,7 @@ series as `ray_<name>`, a counter as `ray_<name>_total`.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,7 +102,8 @@ class Recorder:
     listening: bool = True
     "False: nobody will drain it, so nothing is kept"
     added: dict[tuple[Series, Labels], float] = field(default_factory=lambda: defaultdict(float))
-    current: dict[tuple[Series, Labels], float] = field(default_factory=dict)
+    watched: dict[Series, Callable[[], float]] = field(default_factory=dict)
+    "gauges, which are read when they are published"
     observed: dict[tuple[Series, Labels], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -114,9 +115,8 @@ class Recorder:
         if self.listening:
             self.added[series, labels] += value
 
-    def set(self, series: Series, value: float, *labels: str) -> None:
-        if self.listening:
-            self.current[series, labels] = value
+    def watch(self, gauge: Series, read: Callable[[], float]) -> None:
+        self.watched[gauge] = read
 
     def observe(self, series: Series, value: float, *labels: str) -> None:
         if self.listening:
@@ -132,11 +132,11 @@ class Recorder:
             self.added[part, (bundle,)] += abs(reward)
 
     def drain(self) -> "Recorder":
-        """Hand over what was recorded and begin anew; gauges keep their value."""
+        """Hand over what was recorded and begin anew; gauges stay watched."""
         for (bundle, bucket), count in self.rewarded.items():
             for le in _LE[bucket:]:
                 self.added[REWARD_BUCKET, (bundle, le)] += count
         self.rewarded.clear()
-        taken = Recorder(True, self.added, dict(self.current), self.observed)
+        taken = Recorder(True, self.added, self.watched, self.observed)
         self.added, self.observed = defaultdict(float), defaultdict(list)
         return taken

@@ -1,5 +1,6 @@
 """What may be asked for a reward. Knows forms; knows nothing of tokenizers."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class TokenIds:
                 "ids are never cut, send fewer",
                 field=field,
             )
-        return Encoded([*self.ids], prompt_tokens=0)
+        return Encoded(array("i", self.ids), prompt_tokens=0)
 
 
 Asked = Pair | Templated | TokenIds

@@ -82,6 +82,8 @@ class Scheduler:
         "done when a batch is, or when a whole one may be waiting"
         self._loop_task: asyncio.Task[None] | None = None
         self._workers = started(engine.at_once + engine.ahead, "engine")
+        self._recorder.watch(metrics.QUEUE_ROWS, lambda: self._line.rows)
+        self._recorder.watch(metrics.QUEUE_TOKENS, lambda: self._tokens.used)
 
     async def score(
         self,
@@ -151,11 +153,6 @@ class Scheduler:
         self._recorder.add(metrics.DROPPED, len(request.waiting), reason)
         self._tokens.leave(sum(len(request.rows[i]) for i in request.waiting))
         self._line.leave(request)
-        self._gauge()
-
-    def _gauge(self) -> None:
-        self._recorder.set(metrics.QUEUE_ROWS, self._line.rows)
-        self._recorder.set(metrics.QUEUE_TOKENS, self._tokens.used)
 
     @property
     def running_s(self) -> float:
@@ -181,7 +178,6 @@ class Scheduler:
                 running = self._running_batches
                 if not all(waits(request, i, running) for i in request.waiting):
                     self._wake()
-        self._gauge()
         return request
 
     def _reuse(self, request: Request) -> None:
@@ -240,7 +236,6 @@ class Scheduler:
             )
             done.add_done_callback(tell)
             self._handed.append(_Handed(batch, done, time.perf_counter()))
-            self._gauge()
         return bool(self._handed)
 
     @property
@@ -265,7 +260,6 @@ class Scheduler:
                 request.done.set_exception(error)
         self._line.clear()
         self._forget(unanswered)
-        self._gauge()
 
     def _in_engine(self) -> list[Place]:
         """What a run that was handed over has not answered yet."""
@@ -306,4 +300,3 @@ class Scheduler:
             del self._running[packed]
         if had_its_turn and len(self._handed) >= self._engine.at_once:
             self._handed[self._engine.at_once - 1].since = now  # now that one has
-        self._gauge()

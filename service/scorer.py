@@ -142,7 +142,7 @@ class Scorer:
         self.recorder.observe(metrics.TOKENIZE, tokenize_s)
         left_s = None if deadline_s is None else max(0.0, deadline_s - tokenize_s)
         try:
-            rows = [row.ids for row in encoded]
+            rows = [row.packed for row in encoded]
             scored = await self.scheduler.score(rows, left_s, patient, entered=room.close)
         except RewardError as error:
             error.field = error.field and error.field.replace("rows[", "pairs[")
@@ -173,7 +173,7 @@ class Scorer:
         values = np.array(rewards, np.float32)
         raw = values if normalization is None else normalization.raw(values)
         return [
-            Result(reward, raw_reward, len(row.ids), row.truncated, row.tokens_cut)
+            Result(reward, raw_reward, len(row.packed), row.truncated, row.tokens_cut)
             for row, reward, raw_reward in zip(encoded, rewards, raw.tolist(), strict=True)
         ]
 

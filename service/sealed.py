@@ -34,7 +34,7 @@ class Opening:
     the ids of this part stay"""
     rest: int
     "characters after that"
-    ids: Sequence[int]
+    ids: "array[int]"
     "of all of it; where it goes on, the last of them may be others"
     begin_ids: int
     "how many of them are those of `begin`"
@@ -46,7 +46,7 @@ class Opening:
 
 @dataclass(slots=True)
 class Tokens:
-    ids: list[int]
+    ids: "array[int]"
     inside: int
     "how many of them end within the opening that was given"
 
@@ -67,7 +67,8 @@ class SealedTokenizer:
             self._words = Words(self._tokenizer)
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
-        self._ids = {t["content"]: t["id"] for t in content["added_tokens"] if t["special"]}
+        special = [token for token in content["added_tokens"] if token["special"]]
+        self._ids = {token["content"]: array("i", [token["id"]]) for token in special}
         "by the secret names"
         for token in content["added_tokens"]:
             if self._tokenizer.token_to_id(token["content"]) != token["id"]:
@@ -107,41 +108,40 @@ class SealedTokenizer:
         response makes a text that does not begin so: it is tokenised whole.
         """
         begin, rest = opening.begin, opening.rest
-        head = [*opening.ids[: opening.begin_ids]]  # its rows share the integers
         rows = [
-            (head, rest, self._split.split(text[len(begin) :]))
+            (opening.ids[: opening.begin_ids], rest, self._split.split(text[len(begin) :]))
             if text.startswith(begin)
-            else (list[int](), len(begin) + rest, self._split.split(text))
+            else (array("i"), len(begin) + rest, self._split.split(text))
             for text in texts
         ]
         # re.split puts what it split at in the odd places
         plain = dict.fromkeys(piece for _, _, pieces in rows for piece in pieces[::2])
         found = dict(zip(plain, self._words.encode([*plain]), strict=True))
-        return [self._tokens([*ids], boundary, pieces, found) for ids, boundary, pieces in rows]
+        return [self._tokens(ids, boundary, pieces, found) for ids, boundary, pieces in rows]
 
     def _kept_ids(self, segment: str) -> "array[int]":
         """Of a special token, or of the text between two of them."""
         if (special := self._ids.get(segment)) is not None:
-            return array("i", (special,))
+            return special
         with self._lock:
             _, ids = self._kept.get(segment, (0, None))
         if ids is None:
             [tokenised] = self._words.encode([segment])
-            ids = array("i", tokenised.ids)
+            ids = tokenised.ids
             if len(segment) + len(ids) <= KEPT:
                 with self._lock:
                     self._kept[segment] = len(segment), ids
         return ids
 
     def _tokens(
-        self, ids: list[int], boundary: int, pieces: list[str], found: dict[str, Tokenised]
+        self, ids: "array[int]", boundary: int, pieces: list[str], found: dict[str, Tokenised]
     ) -> Tokens:
         """Adds the pieces' tokens to `ids`. Those are inside, and so is, of the pieces, what ends
         within `boundary` characters."""
         inside = len(ids)
         for piece in pieces:
             special = self._ids.get(piece)
-            tokens = found[piece].ids if special is None else [special]
+            tokens = found[piece].ids if special is None else special
             ids += tokens
             if len(piece) <= boundary:
                 inside += len(tokens)

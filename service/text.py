@@ -3,6 +3,7 @@
 Training and serving both encode through `Encoder`. Knows text and ids; knows nothing of models.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,8 @@ class Message(BaseModel):
     content: str
 
 
+_NONE = array("i")
+
 Prompt = str | Sequence[Message]
 Truncation = Literal["prompt", "error"]
 
@@ -31,9 +34,13 @@ Truncation = Literal["prompt", "error"]
 class Encoded:
     """Token ids of one (prompt, response) pair, and what the limits took from it."""
 
-    ids: list[int]  # (T,)
+    packed: "array[int]"  # (T,)
     prompt_tokens: int  # ids[:prompt_tokens] belong to the prompt
     tokens_cut: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        return self.packed.tolist()
 
     @property
     def truncated(self) -> bool:
@@ -48,6 +55,8 @@ class Encoder:
 
     def __init__(self, tokenizer_json: str, template: str | None, rules: TextRules) -> None:
         self.rules = rules
+        self._bos = array("i", [] if rules.bos_id is None else [rules.bos_id])
+        self._ending = array("i", rules.ending_ids)
         self._tokenizer = SealedTokenizer(tokenizer_json)
         self._rendering = None if template is None else Rendering(self._tokenizer, template, rules)
         for token_id in (rules.bos_id, *rules.ending_ids):
@@ -127,7 +136,7 @@ class Encoder:
         ids = bos + tokens.ids
         first = 1 if ids and ids[0] == self.rules.bos_id else 0
         prompt_tokens = max(len(bos) + tokens.inside, first)
-        response = ids[prompt_tokens:] + ([] if templated else [*self.rules.ending_ids])
+        response = ids[prompt_tokens:] + (_NONE if templated else self._ending)
         prompt_length = max(prompt_length, prompt_tokens) if prompt_length else 0
         prompt_cut = max(0, prompt_length - self.rules.max_prompt_tokens)
         limit = self.rules.max_tokens - first if whole else self.rules.max_response_tokens
@@ -147,7 +156,7 @@ class Encoder:
             raise InvalidRequest(f"{field}: the text has no tokens at all", field=field)
         kept = ids[:first] + ids[first + prompt_cut : prompt_tokens]
         return Encoded(
-            ids=kept + response[response_cut:],
+            packed=kept + response[response_cut:],
             prompt_tokens=len(kept),
             tokens_cut=prompt_cut + response_cut,
         )
@@ -155,9 +164,8 @@ class Encoder:
     def _length(self, opening: Opening) -> int:
         return len(self._missing_bos(opening.ids)) + len(opening.ids)
 
-    def _missing_bos(self, ids: Sequence[int]) -> list[int]:
-        bos = self.rules.bos_id
-        return [] if bos is None or (ids and ids[0] == bos) else [bos]
+    def _missing_bos(self, ids: "array[int]") -> "array[int]":
+        return _NONE if ids[:1] == self._bos else self._bos
 
     def _render(
         self, prompt: Prompt, responses: Sequence[str], fields: Sequence[str]

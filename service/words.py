@@ -9,11 +9,13 @@ pair costs beside the engine.
 import json
 import re
 import unicodedata
+from array import array
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from tokenizers import Encoding, Tokenizer, models, normalizers
+
+from service.prefix import ITEM, pack
 
 FEW_TEXTS = 8
 "up to which texts are tokenised one by one: spreading so few over threads costs more than it saves"
@@ -51,7 +53,7 @@ class Tokenised(Protocol):
     """A text's ids, and how many of its tokens end within its first characters."""
 
     @property
-    def ids(self) -> list[int]: ...
+    def ids(self) -> "array[int]": ...
     def within(self, characters: int) -> int: ...
 
 
@@ -63,7 +65,8 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[str, Sequence[int]] = {}
+        self._known: dict[str, bytes] = {}
+        "packed ids, never none; joining those is half the work of joining integers"
         self._cuts = _may_be_cut(tokenizer)
         self._normalizes = tokenizer.normalizer is not None
         added = tokenizer.get_added_tokens_decoder().values()
@@ -73,7 +76,14 @@ class Words:
     def encode(self, texts: Sequence[str]) -> list[Tokenised]:
         cut = [self._pieces(text) for text in texts]
         whole = iter(self._whole([text for text, part in zip(texts, cut, strict=True) if not part]))
-        return [self._join(pieces) if pieces else next(whole) for pieces in cut]
+        return [_Cut(self, pieces) if pieces else next(whole) for pieces in cut]
+
+    def packed(self, pieces: Sequence[str]) -> Sequence[bytes]:
+        """Ids of each piece."""
+        found = [*map(self._known.get, pieces)]
+        if all(found):
+            return cast("list[bytes]", found)
+        return [ids or self._learn(piece) for piece, ids in zip(pieces, found, strict=True)]
 
     def _whole(self, texts: Sequence[str]) -> list["_Whole"]:
         if len(texts) > FEW_TEXTS:
@@ -91,17 +101,14 @@ class Words:
         pieces = _PIECE.findall(text)
         return pieces if pieces and max(map(len, pieces)) <= WHOLE else []
 
-    def _join(self, pieces: list[str]) -> "_Cut":
-        known = self._known
-        return _Cut(self, pieces, [known.get(piece) or self._learn(piece) for piece in pieces])
-
-    def _learn(self, piece: str) -> Sequence[int]:
-        ids = tuple(self._tokenizer.encode(piece, add_special_tokens=False).ids)
-        if len(piece) <= LONGEST and len(ids) <= MOST_IDS:
+    def _learn(self, piece: str) -> bytes:
+        ids = self._tokenizer.encode(piece, add_special_tokens=False).ids
+        packed = pack(ids)
+        if len(piece) <= LONGEST and 0 < len(ids) <= MOST_IDS:
             if len(self._known) >= MOST:
                 self._known.clear()
-            self._known[piece] = ids
-        return ids
+            self._known[piece] = packed
+        return packed
 
     def within(self, piece: str, characters: int) -> int:
         [whole] = self._whole([piece])
@@ -112,7 +119,7 @@ class _Whole:
     __slots__ = ("_encoding", "ids")
 
     def __init__(self, encoding: Encoding) -> None:
-        self.ids: list[int] = encoding.ids
+        self.ids = array("i", encoding.ids)
         self._encoding = encoding
 
     def within(self, characters: int) -> int:
@@ -120,19 +127,19 @@ class _Whole:
 
 
 class _Cut:
-    __slots__ = ("_parts", "_words", "ids")
+    __slots__ = ("_packed", "_pieces", "_words", "ids")
 
-    def __init__(self, words: Words, pieces: list[str], found: list[Sequence[int]]) -> None:
-        self.ids = [*chain.from_iterable(found)]
-        self._words = words
-        self._parts = pieces, found
+    def __init__(self, words: Words, pieces: Sequence[str]) -> None:
+        self._words, self._pieces = words, pieces
+        self._packed = words.packed(pieces)
+        self.ids = array("i", b"".join(self._packed))
 
     def within(self, characters: int) -> int:
         count = 0
-        for piece, ids in zip(*self._parts, strict=True):
+        for piece, packed in zip(self._pieces, self._packed, strict=True):
             if len(piece) > characters:
                 return count + (self._words.within(piece, characters) if characters else 0)
-            count, characters = count + len(ids), characters - len(piece)
+            count, characters = count + len(packed) // ITEM, characters - len(piece)
         return count
 
 

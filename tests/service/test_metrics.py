@@ -31,16 +31,17 @@ def test_the_distribution_of_rewards_is_cumulative_and_gives_the_mean() -> None:
     assert total == pytest.approx(sum(rewards))
 
 
-def test_draining_hands_over_once_and_gauges_keep_their_value() -> None:
-    recorder = Recorder()
+def test_draining_hands_over_once_and_gauges_stay_watched() -> None:
+    recorder, waiting = Recorder(), [1, 2]
     recorder.add(metrics.PADDING, 3)
-    recorder.set(metrics.QUEUE_ROWS, 7)
+    recorder.watch(metrics.QUEUE_ROWS, lambda: len(waiting))
     recorder.observe(metrics.ENGINE, 0.5)
     first, second = recorder.drain(), recorder.drain()
     assert first.added == {(metrics.PADDING, ()): 3}
     assert first.observed == {(metrics.ENGINE, ()): [0.5]}
     assert not second.added and not second.observed
-    assert second.current == {(metrics.QUEUE_ROWS, ()): 7}
+    waiting.append(3)
+    assert second.watched[metrics.QUEUE_ROWS]() == 3
 
 
 def test_a_recorder_nobody_drains_keeps_nothing() -> None:
