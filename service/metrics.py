@@ -116,7 +116,8 @@ class Recorder:
             self.added[series, labels] += value
 
     def watch(self, gauge: Series, read: Callable[[], float]) -> None:
-        self.watched[gauge] = read
+        if self.listening:
+            self.watched[gauge] = read
 
     def observe(self, series: Series, value: float, *labels: str) -> None:
         if self.listening:

@@ -19,10 +19,9 @@ from service.prefix import HEAD_TOKENS, ITEM, MIN_SUFFIX_TOKENS, shareable_token
 from service.states import States
 
 CHUNK_TOKENS = 128
-"""A longer part is cut. The attention kernel computes the whole square of its queries and keys and
-half of it is in vain: 2,048 tokens took 240 ms in one piece and 176 in four (2 cores, 21 Nov 2026).
-With pieces of 128 the engine does 1.05 times the work of 512 on long prompts, 1.02 on groups and on
-singles (2 cores with AVX-512, 1 Dec 2026); with AVX2 neither is faster."""
+"""Parts of twice as many or more are cut into pieces of so many. The attention kernel computes the
+whole square of its queries and keys and half of it is in vain: 2,048 tokens took 240 ms in one
+piece and 176 in four (2 cores, 21 Nov 2026). README, Decisions, has what 128 gives."""
 Arrays = dict[str, np.ndarray]
 "by the name of the graph's input"
 Known = Callable[[bytes], tuple[int, States]]

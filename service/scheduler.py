@@ -55,6 +55,13 @@ class _Handed:
     "since when it is its turn"
 
 
+def _refusal(outcome: RewardError, row: int) -> RewardError:
+    """A copy: other callers may have sent the same row."""
+    refusal = copy(outcome)
+    refusal.field = f"rows[{row}]"
+    return refusal
+
+
 class Scheduler:
     """One engine, a worker thread for each batch that it is handed, one event loop."""
 
@@ -134,9 +141,7 @@ class Scheduler:
         rewards = []
         for i, outcome in enumerate(request.outcomes):
             if isinstance(outcome, RewardError):
-                refusal = copy(outcome)  # other callers may have sent the same row
-                refusal.field = f"rows[{i}]"
-                raise refusal
+                raise _refusal(outcome, i)
             assert outcome is not None
             rewards.append(outcome)
         waited = request.started - request.submitted if request.started else 0.0

@@ -65,11 +65,11 @@ class SealedTokenizer:
             self._names = _rename(content, self.nonce)
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
             self._words = Words(self._tokenizer)
+            special = [token for token in content["added_tokens"] if token["special"]]
+            self._ids = {token["content"]: array("i", [token["id"]]) for token in special}
+            "by the secret names"
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{TOKENIZER}: cannot be read: {error!r}", field=TOKENIZER) from error
-        special = [token for token in content["added_tokens"] if token["special"]]
-        self._ids = {token["content"]: array("i", [token["id"]]) for token in special}
-        "by the secret names"
         for token in content["added_tokens"]:
             if self._tokenizer.token_to_id(token["content"]) != token["id"]:
                 raise BundleError(f"{TOKENIZER}: token id {token['id']} is not where it should be")

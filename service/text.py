@@ -55,8 +55,6 @@ class Encoder:
 
     def __init__(self, tokenizer_json: str, template: str | None, rules: TextRules) -> None:
         self.rules = rules
-        self._bos = array("i", [] if rules.bos_id is None else [rules.bos_id])
-        self._ending = array("i", rules.ending_ids)
         self._tokenizer = SealedTokenizer(tokenizer_json)
         self._rendering = None if template is None else Rendering(self._tokenizer, template, rules)
         for token_id in (rules.bos_id, *rules.ending_ids):
@@ -64,6 +62,8 @@ class Encoder:
                 raise BundleError(
                     f"text rules name token id {token_id}; the tokenizer has no such id"
                 )
+        self._bos = array("i", [] if rules.bos_id is None else [rules.bos_id])
+        self._ending = array("i", rules.ending_ids)
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Encoder":

@@ -20,7 +20,7 @@ from service.prefix import ITEM, pack
 FEW_TEXTS = 8
 "up to which texts are tokenised one by one: spreading so few over threads costs more than it saves"
 MOST, LONGEST, MOST_IDS = 32_768, 32, 8
-"pieces that are remembered, their characters and their ids: 8 MB or so of English, 20 at most"
+"pieces that are remembered, their characters and their ids: 4 MB or so of English, 10 at most"
 WHOLE = 128
 """characters of a piece from which on its text is tokenised whole. What is not written in ASCII has
 hardly a place to be cut, and is as quick as without"""
@@ -80,10 +80,11 @@ class Words:
 
     def packed(self, pieces: Sequence[str]) -> Sequence[bytes]:
         """Ids of each piece."""
-        found = [*map(self._known.get, pieces)]
+        known = self._known
+        found = [*map(known.get, pieces)]
         if all(found):
             return cast("list[bytes]", found)
-        return [ids or self._learn(piece) for piece, ids in zip(pieces, found, strict=True)]
+        return [known.get(piece) or self._learn(piece) for piece in pieces]
 
     def _whole(self, texts: Sequence[str]) -> list["_Whole"]:
         if len(texts) > FEW_TEXTS:

@@ -148,6 +148,12 @@ def test_a_broken_tokenizer_is_named(parts, content: str) -> None:
         Encoder(content, parts[1], RULES)
 
 
+@pytest.mark.parametrize("rule", [{"bos_id": 2**31}, {"ending_ids": (2**31,)}])
+def test_a_token_that_the_tokenizer_has_not_is_refused(parts, rule) -> None:
+    with pytest.raises(BundleError, match="name token id 2147483648; the tokenizer has no such"):
+        Encoder(*parts, RULES.model_copy(update=rule))
+
+
 def test_a_date_that_is_none_is_refused(parts) -> None:
     with pytest.raises(BundleError, match="month must be"):
         Encoder(*parts, RULES.model_copy(update={"template_date": "2026-99-99"}))

@@ -117,6 +117,14 @@ def test_what_was_seen_is_remembered_in_bounds(tokenizer: Tokenizer) -> None:
     assert [*cut._known] == ["dog"]
 
 
+def test_the_last_word_that_has_room_is_learned_once(tokenizer: Tokenizer) -> None:
+    """Were it learned where it comes again, everything would be forgotten for it."""
+    cut = Words(tokenizer)
+    cut._known |= {str(i): pack([i]) for i in range(MOST - 1)}
+    cut.encode([" cat cat cat"])
+    assert len(cut._known) == MOST
+
+
 @pytest.mark.parametrize("most", [LONGEST + 1, WHOLE_FROM + 1])
 def test_of_what_has_few_places_to_cut_little_is_remembered(tokenizer: Tokenizer, most) -> None:
     cut = Words(tokenizer)

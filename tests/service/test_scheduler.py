@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -341,6 +342,23 @@ def test_a_failure_while_answering_leaves_nobody_waiting(bundle: Bundle) -> None
         asyncio.run(asyncio.wait_for(scheduler.score(_rows(3)), 10))
     assert scheduler._tokens.used == 0
     scheduler.close()
+
+
+def test_a_refusal_is_in_no_cycle(scheduler) -> None:
+    """Python looks for cycles rarely, and one would hold the request's rows."""
+
+    async def go():
+        try:
+            await scheduler.score([[5, INFINITE]])
+        except NonFiniteReward as error:
+            refused = weakref.ref(error)
+        return refused
+
+    gc.disable()
+    try:
+        assert asyncio.run(go())() is None
+    finally:
+        gc.enable()
 
 
 def test_a_shortage_frees_what_the_failed_run_held(bundle: Bundle) -> None:
