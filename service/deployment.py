@@ -27,8 +27,8 @@ from service.sigterm import on_sigterm
 from service.threads import started
 
 GC_OBJECTS = 20_000
-"""so many new objects make Python look for cycles among them. Requests leave none (18,000 pairs: one
-collection, of 20 objects), and at the 700 of Python 3.11 the search took a twentieth of what a
+"""so many new objects make Python look for cycles among them. Requests leave none (18,000 pairs:
+one collection, of 20 objects), and at the 700 of Python 3.11 the search took a twentieth of what a
 replica needs for a pair without an engine (perf, 2 cores of an EPYC, 1 Dec 2026)"""
 
 

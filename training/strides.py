@@ -4,9 +4,9 @@ With AVX-512 a product reads a dozen rows side by side. A multiple of 4 KiB apar
 one set of the processor's first cache, and on some processors they push each other out: over 1,024,
 2,048 and 3,072 columns ONNX Runtime reached 0.72 to 0.80 of the rate that it has over 16 columns
 more (`python -m loadtests.strides`, a Xeon, on both cores, 28 Nov 2026; an EPYC has the same rates,
-with AVX2 and with AVX-512), and nearly every model has such widths. So the reduced axis gets those 16: rows of zeros in the
-weights, and columns on the left that are multiplied with them. Sums end with zeros then, and no bit
-changes.
+with AVX2 and with AVX-512), and nearly every model has such widths. So the reduced axis gets those
+16: rows of zeros in the weights, and columns on the left that are multiplied with them. Sums end
+with zeros then, and no bit changes.
 """
 
 from collections.abc import Sequence
