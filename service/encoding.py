@@ -55,20 +55,17 @@ class Encoding:
         amount = characters(pairs)
         await self._room.enter(amount, due, patient)
         room.callback(self._room.leave, amount)
-        text = sum(length(pair) for pair in pairs if not isinstance(pair, TokenIds))
+        ids = sum(length(pair) for pair in pairs if isinstance(pair, TokenIds))
+        text = sum(map(length, pairs)) - ids
         self._waiting += text
         room.callback(self._leave, text)
-        if len(pairs) < SLICE and sum(map(length, pairs)) <= INLINE_CHARACTERS:
+        if len(pairs) < SLICE and text + ids <= INLINE_CHARACTERS:
             encoded = self.encode(pairs, truncation)
         else:
             encoded = await self._aside(pairs, truncation, due)
         if text:
-            rows = (
-                row
-                for pair, row in zip(pairs, encoded, strict=True)
-                if not isinstance(pair, TokenIds)
-            )
-            self._tokens_per_character = sum(len(row.packed) for row in rows) / text
+            tokens = sum(len(row.packed) for row in encoded) - ids
+            self._tokens_per_character = tokens / text
         return encoded
 
     def _leave(self, text: int) -> None:

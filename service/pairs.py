@@ -55,10 +55,14 @@ Asked = Pair | Templated | TokenIds
 
 def characters(pairs: Sequence[Asked]) -> int:
     """What the tokenizer has to read: every distinct prompt once, token ids not at all."""
-    prompts = {pair.prompt for pair in pairs if isinstance(pair, Pair)}
-    texts = (pair.text for pair in pairs if isinstance(pair, Templated))
-    responses = (pair.response for pair in pairs if isinstance(pair, Pair))
-    return sum(map(_characters, prompts)) + sum(map(len, texts)) + sum(map(len, responses))
+    prompts, others = set[str | tuple[Message, ...]](), 0
+    for pair in pairs:
+        if isinstance(pair, Pair):
+            prompts.add(pair.prompt)
+            others += len(pair.response)
+        elif isinstance(pair, Templated):
+            others += len(pair.text)
+    return others + sum(map(_characters, prompts))
 
 
 def length(pair: Asked) -> int:

@@ -109,22 +109,23 @@ class Scheduler:
         """
         if not rows:
             return Scored([], 0.0, 0.0)
-        due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        loop, tokens = asyncio.get_running_loop(), sum(map(len, rows))
+        due = None if deadline_s is None else loop.time() + deadline_s
         try:
-            await self._tokens.enter(sum(map(len, rows)), due, patient)
+            await self._tokens.enter(tokens, due, patient)
         except (DeadlineExceeded, asyncio.CancelledError) as error:
             reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
             self._recorder.add(metrics.DROPPED, len(rows), reason)
             raise
         entered()
-        if due is not None and asyncio.get_running_loop().time() >= due:
-            self._tokens.leave(sum(map(len, rows)))
+        if due is not None and loop.time() >= due:
+            self._tokens.leave(tokens)
             self._recorder.add(metrics.DROPPED, len(rows), "deadline")
             raise DeadlineExceeded(f"none of {len(rows)} pairs was scored within their deadline")
         request = self._admit(rows)
         timer = None
         if due is not None:
-            timer = asyncio.get_running_loop().call_at(due, self._late, request)
+            timer = loop.call_at(due, self._late, request)
         try:
             await request.done
         except asyncio.CancelledError:

@@ -115,7 +115,7 @@ class SealedTokenizer:
             for text in texts
         ]
         # re.split puts what it split at in the odd places
-        plain = dict.fromkeys(piece for _, _, pieces in rows for piece in pieces[::2])
+        plain = {piece: None for _, _, pieces in rows for piece in pieces[::2]}
         found = dict(zip(plain, self._words.encode([*plain]), strict=True))
         return [self._tokens(ids, boundary, pieces, found) for ids, boundary, pieces in rows]
 
