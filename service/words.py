@@ -66,7 +66,7 @@ class Words:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, bytes] = {}
-        "packed ids, never none; joining those is half the work of joining integers"
+        "packed ids, never none of them"
         self._cuts = _may_be_cut(tokenizer)
         self._normalizes = tokenizer.normalizer is not None
         added = tokenizer.get_added_tokens_decoder().values()
