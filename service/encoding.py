@@ -55,7 +55,7 @@ class Encoding:
         amount = characters(pairs)
         await self._room.enter(amount, due, patient)
         room.callback(self._room.leave, amount)
-        ids = sum(length(pair) for pair in pairs if isinstance(pair, TokenIds))
+        ids = sum(len(pair.ids) for pair in pairs if isinstance(pair, TokenIds))
         text = sum(map(length, pairs)) - ids
         self._waiting += text
         room.callback(self._leave, text)
