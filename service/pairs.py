@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from service.errors import InvalidRequest, TooLong
 from service.text import Encoded, Message
 
+TURN = 32
+"characters that a turn counts beside its content: a template writes about so many around it"
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -54,7 +57,7 @@ Asked = Pair | Templated | TokenIds
 
 
 def characters(pairs: Sequence[Asked]) -> int:
-    """What the tokenizer has to read: every distinct prompt once, token ids not at all."""
+    """About what the tokenizer has to read: every distinct prompt once, token ids not at all."""
     prompts, others = set[str | tuple[Message, ...]](), 0
     for pair in pairs:
         if isinstance(pair, Pair):
@@ -77,4 +80,4 @@ def length(pair: Asked) -> int:
 def _characters(prompt: str | tuple[Message, ...]) -> int:
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(len(turn.content) for turn in prompt)
+    return sum(TURN + len(turn.content) for turn in prompt)

@@ -1,6 +1,7 @@
-"""What waits for the tokenizers, and for how long it counts."""
+"""What waits for the tokenizers, for how long it counts, and who waits beside it."""
 
 import asyncio
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -9,8 +10,9 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.encoding import Encoding
 from service.errors import Overloaded
-from service.pairs import Asked, Pair, TokenIds
+from service.pairs import Asked, Pair, TokenIds, characters
 from service.scorer import Scorer
+from service.text import Message
 
 GROUP = [Pair("Which apples are red? " * 20, f"The {i} in the basket.") for i in range(64)]
 
@@ -48,3 +50,32 @@ def test_texts_count_until_the_scheduler_has_room(config: ServiceConfig) -> None
 
     asyncio.run(go())
     scorer.close()
+
+
+def test_a_long_text_does_not_hold_up_the_event_loop(bundle: Bundle) -> None:
+    """Its tokenizer runs beside Python, which has some lists to make of the tokens afterwards."""
+    encoding, longest = Encoding(bundle, 10_000_000), 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - before)
+
+    async def go() -> float:
+        watching = asyncio.create_task(watch())
+        before = time.perf_counter()
+        with ExitStack() as room:
+            await encoding.within([Pair("Q", "x" * 2_000_000)], "prompt", None, False, room)
+        watching.cancel()
+        return time.perf_counter() - before
+
+    assert asyncio.run(go()) > 3 * longest
+    encoding.close()
+
+
+def test_turns_without_content_count_too() -> None:
+    """A template writes something around each, and that takes its time."""
+    turns = tuple(Message(role="user", content="") for _ in range(1000))
+    assert characters([Pair(turns, "")]) >= 20 * len(turns)
