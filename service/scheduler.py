@@ -177,12 +177,13 @@ class Scheduler:
         request = Request(rows, loop.create_future(), time.perf_counter())
         self._reuse(request)
         if request.waiting:
+            could_take = self._may_take()
             self._line.join(request)
             if self._loop_task is None:
                 self._loop_task = loop.create_task(self._work())
             elif self._takes_more and self._may_take():
                 running = self._running_batches
-                if not all(waits(request, i, running) for i in request.waiting):
+                if not could_take or not all(waits(request, i, running) for i in request.waiting):
                     self._wake()
         return request
 

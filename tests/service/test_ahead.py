@@ -57,6 +57,28 @@ def test_a_whole_batch_is_handed_over_while_one_runs_and_less_is_not(scheduler, 
     assert scheduler._tokens.used == scheduler._line.tokens == 0 and not scheduler._running
 
 
+def test_rows_that_wait_for_a_prefix_complete_a_whole_batch(scheduler, engine) -> None:
+    """They are not in it, and nothing else may arrive that would wake the scheduler for it."""
+
+    async def go() -> list[int]:
+        prompt, *others = _rows(8, LENGTH)
+        tails = _rows(ROWS, LENGTH, seed=1)
+        engine.gate.clear()
+        tasks = [asyncio.create_task(scheduler.score([prompt + tail for tail in tails[:2]]))]
+        await settled()
+        handed = [len(scheduler._handed)]
+        for rows in (others, [prompt + tail for tail in tails[2:]]):
+            tasks.append(asyncio.create_task(scheduler.score(rows)))
+            await settled()
+            handed.append(len(scheduler._handed))
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        return handed
+
+    assert asyncio.run(go()) == [1, 1, 2]
+    assert [len(run) for run in engine.runs][1] == 7
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> None:
     """A run takes 30 ms at least and planning 20; only without ahead is that time lost."""
