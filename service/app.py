@@ -170,8 +170,11 @@ def _run(config: ServiceConfig, announce: Any) -> None:
         while not stop.wait(timeout=1.0):
             pass
         announce("draining: new requests get 503, accepted ones are answered")
-        handle.broadcast("drain").results(timeout_s=config.drain_timeout_s)
-        serve.delete(APP)
+        try:
+            told = handle.broadcast("drain")
+            told.results(timeout_s=config.drain_timeout_s, return_exceptions=True)  # one may die
+        finally:
+            serve.delete(APP)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()

@@ -69,6 +69,15 @@ class Load:
             assert time.monotonic() < given_up, self.answers[-3:]
             time.sleep(0.05)
 
+    @property
+    def gone(self) -> float:
+        """When the application was: with the first 404 of Ray's or the first connection refused.
+        What is asked from then on was not accepted."""
+        return min(asked for asked, outcome in self.answers if outcome in ("404", "refused"))
+
+    def outcomes_before(self, moment: float) -> Counter[str]:
+        return Counter(outcome for asked, outcome in self.answers if asked < moment)
+
     def _right(self) -> int:
         return sum(outcome == "right" for _, outcome in self.answers)
 
@@ -99,11 +108,7 @@ def expected(scorer: Scorer) -> list[float]:
 
 
 def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected) -> None:
-    """Until the application is gone each request is answered right or with 503 and Retry-After.
-
-    It is gone with the first 404 of Ray's or the first connection refused: what is asked from then
-    on was not accepted.
-    """
+    """Until the application is gone each request is answered right or with 503 and Retry-After."""
     with serving(bundle.path) as service, Load(service.url, expected) as load:
         load.until_answered(100)
         # frozen just before, as a container may be: the signal then comes to any of its threads
@@ -111,9 +116,9 @@ def test_sigterm_under_load_answers_everything_accepted(bundle: Bundle, expected
             service.process.send_signal(number)
         service.process.wait(60)
     assert service.process.returncode == 0
-    gone = min(asked for asked, outcome in load.answers if outcome in ("404", "refused"))
-    before = Counter(outcome for asked, outcome in load.answers if asked < gone)
-    assert set(before) <= {"right", "503", "404", "refused"}, before
+    gone = load.gone
+    before = load.outcomes_before(gone)
+    assert before.keys() <= {"right", "503", "404", "refused"}, before
     refused = [asked for asked, outcome in load.answers if outcome == "503"]
     assert before["right"] > 100 and before["503"] > 100
     # long enough for load balancers to see it: half of what it is, less than which says something
@@ -144,6 +149,21 @@ def _two_without(service: Service, gone: psutil.Process | None) -> list[psutil.P
             return replicas
         time.sleep(0.2)
     raise AssertionError(f"not two replicas after 120 s: {replicas}, {gone} had to go")
+
+
+def test_a_replica_that_dies_while_the_service_drains_takes_no_answer_of_the_other(
+    bundle: Bundle, expected
+) -> None:
+    with serving(bundle.path, "--replicas=2") as service, Load(service.url, expected) as load:
+        dying = _two_without(service, None)[0]
+        load.until_answered(100)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        dying.kill()
+        service.process.wait(60)
+    assert service.process.returncode == 0
+    before = load.outcomes_before(load.gone)
+    assert before.keys() <= {"right", "503", "404", "refused"}, before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
