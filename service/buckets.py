@@ -7,7 +7,7 @@ in them: it ends a batch at a full one where more rows would be mostly padding.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,11 +61,14 @@ class Buckets:
         """The largest power of two of rows within the budget, at least 1."""
         return 1 << max(1, self.budget // columns).bit_length() - 1
 
-    def padded_tokens(self, rows: int, longest: int) -> int:
-        """What is computed for so many rows of up to `longest` tokens, in all their runs."""
-        columns = self.columns(longest)
-        full, rest = divmod(rows, self.most_rows(columns))
-        return columns * (full * self.most_rows(columns) + (rest and self._rows(rest, columns)))
+    def padded_tokens(self, rows: Mapping[int, int]) -> int:
+        """What is computed in all their runs, for so many rows of each number of columns."""
+        together = rows if self.fixed else {max(rows): sum(rows.values())}
+        computed = 0
+        for columns, count in together.items():
+            full, rest = divmod(count, most := self.most_rows(columns))
+            computed += columns * (full * most + (rest and self._rows(rest, columns)))
+        return computed
 
     def runs(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], Shape]]:
         """Which rows run together, in which shape; every row once."""

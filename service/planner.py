@@ -1,5 +1,6 @@
 """Which waiting rows form the next batch; here, that of a padded engine. Pure: indices out."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -83,12 +84,14 @@ class PaddedBudget:
         batch: list[int] = []
         best_rate, best = 0.0, Plan([seed])
         longest = answered = 0
+        columns: Counter[int] = Counter()
         for row in _nearest(lengths, seed):
             batch.append(row)
             longest = max(longest, lengths[row])
             answered += lengths[row]
+            columns[self._columns(lengths[row])] += 1
             size = longest * len(batch)
-            computed = self._computed(len(batch), longest)
+            computed = self._computed(columns)
             padded = size - answered > self.padding * size
             if len(batch) > 1 and (computed > self.tokens or padded):
                 break
@@ -97,9 +100,14 @@ class PaddedBudget:
                 best_rate, best = rate, Plan(batch[:], computed_tokens=computed)
         return best
 
-    def _computed(self, rows: int, longest: int) -> int:
-        """Tokens that a run over so many rows of up to `longest` tokens computes."""
-        return self.buckets.padded_tokens(rows, longest) if self.buckets else rows * longest
+    def _columns(self, tokens: int) -> int:
+        return self.buckets.columns(tokens) if self.buckets else tokens
+
+    def _computed(self, columns: Counter[int]) -> int:
+        """Tokens that the engine computes for so many rows of each number of columns."""
+        if self.buckets:
+            return self.buckets.padded_tokens(columns)
+        return max(columns) * columns.total()
 
 
 def _nearest(lengths: Sequence[int], seed: int) -> Iterator[int]:

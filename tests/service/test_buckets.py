@@ -1,8 +1,8 @@
 """Shapes on a GPU: few, none much larger than its rows, the same for the same row if asked for."""
 
+from collections import Counter
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,14 +50,25 @@ def test_a_fixed_row_has_one_shape_whatever_its_company(limits, data) -> None:
         assert shape(lengths, i) == shape([tokens], 0)
 
 
-def test_what_is_counted_is_what_runs() -> None:
-    random = np.random.default_rng(0)
-    for fixed in (False, True):
-        buckets = Buckets(2000, 4096, fixed)
-        for _ in range(200):
-            rows, longest = int(random.integers(1, 100)), int(random.integers(1, 2001))
-            runs = buckets.runs([longest] * rows)
-            assert buckets.padded_tokens(rows, longest) == sum(r * c for _, (r, c) in runs)
+@given(LIMITS, st.booleans(), st.data())
+def test_what_is_counted_is_what_runs(limits, fixed: bool, data) -> None:
+    buckets = Buckets(*limits, fixed)
+    lengths = data.draw(st.lists(st.integers(1, limits[0]), min_size=1, max_size=40))
+    counted = buckets.padded_tokens(Counter(map(buckets.columns, lengths)))
+    assert counted == sum(rows * columns for _, (rows, columns) in buckets.runs(lengths))
+
+
+def test_an_invariant_batch_stays_within_its_budget_whatever_its_lengths() -> None:
+    """Rows of other columns run in shapes of their own, each as large as the budget."""
+    budget = PaddedBudget(2048, padding=0.3, buckets=Buckets(512, 2048, fixed=True))
+    lengths = [46, 47, 52, 55, 60, 64, 66]
+    rows, waiting = [pack([7] * n) for n in lengths], [*range(len(lengths))]
+    while waiting:
+        plan = budget.plan([rows[i] for i in waiting], 0)
+        members = [lengths[waiting[i]] for i in plan.rows]
+        runs = budget.buckets.runs(members)
+        assert plan.computed_tokens == sum(r * c for _, (r, c) in runs) <= 2048
+        waiting = [row for i, row in enumerate(waiting) if i not in plan.rows]
 
 
 def test_the_largest_shape_comes_first_and_there_are_few() -> None:
