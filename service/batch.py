@@ -35,7 +35,7 @@ class Batch:
         computed, shared = self.plan.computed_tokens, self.plan.shared_tokens
         answered = sum(map(len, self.places))
         recorder.add(metrics.TOKENS, self.tokens)
-        recorder.add(metrics.SHARED, shared + self.cached_tokens)
+        recorder.add(metrics.SHARED, shared)
         recorder.add(metrics.PADDING, computed - (self.tokens - shared))
         recorder.add(metrics.REUSED, answered - len(self.rows), "in_flight")
         recorder.observe(metrics.BATCH_ROWS, len(self.rows))
@@ -53,9 +53,13 @@ def next_batch(
     if not window:
         return None
     packed = [request.packed[i] for request, i in window]
-    request, seed = window[0]
-    cached_tokens = engine.cached_tokens(request.rows[seed])
-    planned = budget.plan(packed, 0, cached_tokens)
+
+    def cached(row: int) -> int:
+        request, i = window[row]
+        return engine.cached_tokens(request.rows[i])
+
+    planned = budget.plan(packed, 0, cached)
+    cached_tokens = cached(0)
     chosen = [window[i] for i in planned.rows]
     kept = cached_tokens < planned.prefix_tokens <= engine.kept_tokens
     return Batch(

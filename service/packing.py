@@ -1,6 +1,6 @@
 """Which waiting rows a paged engine computes next. Pure: packed token ids in, indices out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from service.block_tree import BlockTree
@@ -26,7 +26,9 @@ class PackedBudget:
     def divided(self, by: int) -> "PackedBudget":
         return replace(self, tokens=max(1, self.tokens // by), blocks=max(1, self.blocks // by))
 
-    def plan(self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0) -> Plan:
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: Callable[[int], int] = lambda _: 0
+    ) -> Plan:
         """The next batch: `seed`, the rows that share most with it, then the others, the oldest
         first and each followed by those that share with it, as far as the budget goes.
 

@@ -1,7 +1,7 @@
 """Which waiting rows form the next batch; here, that of a padded engine. Pure: indices out."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,7 +22,7 @@ class Plan:
     computed_tokens: int = 0
     "that the engine computes for them, padding included"
     shared_tokens: int = 0
-    "that it need not compute, because rows of the batch share them"
+    "that it need not compute: rows of the batch share them, or it has their states"
 
 
 class Limits(Protocol):
@@ -33,11 +33,13 @@ class Limits(Protocol):
         """So many waiting tokens fill a batch, but for what they share."""
         ...
 
-    def plan(self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0) -> Plan:
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: Callable[[int], int] = lambda _: 0
+    ) -> Plan:
         """The next batch, which holds `seed`.
 
-        rows: packed token ids of every waiting row, oldest first; cached_tokens: how much of the
-        seed the engine still has states of.
+        rows: packed token ids of every waiting row, oldest first; cached_tokens: how many of a
+        row's first tokens the engine still has states of.
         """
         ...
 
@@ -70,7 +72,9 @@ class PaddedBudget:
     def divided(self, by: int) -> "PaddedBudget":
         return replace(self, tokens=max(1, self.tokens // by))
 
-    def plan(self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0) -> Plan:
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: Callable[[int], int] = lambda _: 0
+    ) -> Plan:
         """The next batch. Rows join by nearness in length to those already there, the older first
         among equals, while it stays within the budget. Of those batches the one that answers most
         tokens in its time is taken: padding ends a batch where one more run would be cheaper.

@@ -1,7 +1,7 @@
 """Which waiting rows a ragged engine computes next. Pure: packed token ids in, indices out."""
 
 from bisect import bisect_left, insort
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 from service.planner import Plan
@@ -29,14 +29,18 @@ class RaggedBudget:
             self, tokens=max(1, self.tokens // by), state_tokens=max(1, self.state_tokens // by)
         )
 
-    def plan(self, rows: Sequence[bytes], seed: int, cached_tokens: int = 0) -> Plan:
+    def plan(
+        self, rows: Sequence[bytes], seed: int, cached_tokens: Callable[[int], int] = lambda _: 0
+    ) -> Plan:
         """The next batch: `seed`, the rows that share most with it, then the others, the oldest
         first, as far as the budget goes.
 
-        rows: packed token ids of every waiting row, oldest first. The prefix is what the seed
-        shares with another one, or has states of; as it is computed at most once, however many rows
-        it serves, it does not count. The seed is always in the batch, another row only together
-        with the one that it shares most with, so that neither computes alone what both need.
+        rows: packed token ids of every waiting row, oldest first. cached_tokens: how many of a
+        row's first tokens the engine has states of, and need not compute. The prefix is what the
+        seed shares with another one, or has states of; as it is computed at most once, however many
+        rows it serves, it does not count. The seed is always in the batch, another row only
+        together with the one that it shares most with, so that neither computes alone what both
+        need.
 
         >>> from service.prefix import pack
         >>> a, b = [1] * 20, [2] * 20
@@ -46,11 +50,11 @@ class RaggedBudget:
         >>> RaggedBudget(tokens=27).plan(rows, seed=0).rows
         [0, 2]
         """
-        alike = _Alike(rows)
-        family = alike.family(seed)
-        prefix = max(cached_tokens, alike.shared(seed, family[0]) if family else 0)
+        alike = _Alike(rows, cached_tokens)
+        family, cached = alike.family(seed), alike.cached(seed)
+        prefix = max(cached, alike.shared(seed, family[0]) if family else 0)
         prefix = prefix if prefix >= HEAD_TOKENS else 0
-        batch = _Batch(alike, self.tokens + prefix, self.state_tokens)
+        batch = _Batch(alike, self.tokens + max(0, prefix - cached), self.state_tokens)
         batch.add(seed)
         for queue, together in ((family, False), (range(len(rows)), True)):
             passed = 0
@@ -66,8 +70,9 @@ class RaggedBudget:
 class _Alike:
     """Rows in the order of their bytes, where those that begin alike stand together."""
 
-    def __init__(self, rows: Sequence[bytes]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[bytes], cached_tokens: Callable[[int], int]) -> None:
+        self._rows, self._cached_tokens = rows, cached_tokens
+        self._cached: dict[int, int] = {}
         self.order = sorted(range(len(rows)), key=rows.__getitem__)
         self.place = {row: place for place, row in enumerate(self.order)}
         self._common: list[int | None] = [None] * len(rows)
@@ -75,6 +80,12 @@ class _Alike:
 
     def length(self, row: int) -> int:
         return len(self._rows[row]) // ITEM
+
+    def cached(self, row: int) -> int:
+        """Tokens of the row that are never computed; asked for once."""
+        if (known := self._cached.get(row)) is None:
+            known = self._cached[row] = self._cached_tokens(row)
+        return known
 
     def shared(self, first: int, second: int) -> int:
         low, high = sorted((self.place[first], self.place[second]))
@@ -87,7 +98,7 @@ class _Alike:
         place, last = self.place[row], len(self.order) - 1
         before = self._next(place - 1) if place else 0
         after = self._next(place) if place < last else 0
-        return self.length(row) - max(before, after)
+        return self.length(row) - max(before, after, self.cached(row))
 
     def family(self, row: int) -> list[int]:
         """Rows that share something with this one, the most first, the older first among equals."""
@@ -130,12 +141,12 @@ class _Alike:
 
 
 class _Batch:
-    """Rows so far, and the distinct tokens that they have."""
+    """Rows so far, the distinct tokens that they have, and those of them that are computed."""
 
     def __init__(self, alike: _Alike, most: int, most_states: int) -> None:
         self.rows: list[int] = []
-        self.tokens = 0
-        self._alike, self._most = alike, min(most, most_states)
+        self.tokens = self._states = 0
+        self._alike, self._most, self._most_states = alike, most, most_states
         self._places: list[int] = []  # in the order of bytes, ascending
 
     def __contains__(self, row: object) -> bool:
@@ -143,7 +154,9 @@ class _Batch:
 
     def add(self, row: int) -> None:
         """Whatever it costs."""
-        self.tokens += self._cost(row)
+        length, shared = self._alike.length(row), self._shared(row)
+        self._states += length - shared
+        self.tokens += length - max(shared, self._alike.cached(row))
         self.rows.append(row)
         insort(self._places, self._alike.place[row])
 
@@ -152,23 +165,27 @@ class _Batch:
         where they do not fit."""
         if self.tokens + self._alike.least_cost(row) > self._most:
             return False
-        rows, tokens = len(self.rows), self.tokens
+        rows, tokens, states = len(self.rows), self.tokens, self._states
         self.add(row)
-        if together and self.tokens <= self._most:
+        if together and self._fits:
             mate = self._alike.nearest(row, self)
             if mate is not None:
                 self.add(mate)
-        if self.tokens <= self._most:
+        if self._fits:
             return True
         for added in self.rows[rows:]:
             self._places.remove(self._alike.place[added])
         del self.rows[rows:]
-        self.tokens = tokens
+        self.tokens, self._states = tokens, states
         return False
 
-    def _cost(self, row: int) -> int:
-        """Tokens of the row that none in the batch has."""
+    @property
+    def _fits(self) -> bool:
+        return self.tokens <= self._most and self._states <= self._most_states
+
+    def _shared(self, row: int) -> int:
+        """Tokens of the row that another in the batch has."""
         place = bisect_left(self._places, self._alike.place[row])
         beside = self._places[max(0, place - 1) : place + 1]
-        shared = (self._alike.shared(row, self._alike.order[other]) for other in beside)
-        return self._alike.length(row) - max(shared, default=0)
+        alike = self._alike
+        return max((alike.shared(row, alike.order[other]) for other in beside), default=0)

@@ -96,13 +96,14 @@ def test_the_engine_does_not_wait_for_planning(bundle: Bundle, ahead: int) -> No
                 self.spans.append((started, time.perf_counter()))
                 return rewards
 
-        def cached_tokens(self, row):
+    class SlowlyPlanned(RaggedBudget):
+        def plan(self, *args):
             time.sleep(PLAN_S)
-            return super().cached_tokens(row)
+            return BUDGET.plan(*args)
 
     engine = Slow(bundle, "fp32", 1)
     engine.ahead, engine.spans = ahead, []
-    scheduler = Scheduler(engine, BUDGET, max_queued_tokens=100_000)
+    scheduler = Scheduler(engine, SlowlyPlanned(BUDGET.tokens), max_queued_tokens=100_000)
     rows = _rows(10 * ROWS, LENGTH)
     scored = asyncio.run(scheduler.score(rows))
     scheduler.close()

@@ -1,6 +1,7 @@
 """Ragged arrays and batches, as properties over any rows; the attention they allow, by hand."""
 
 import doctest
+from collections.abc import Iterable
 from itertools import permutations
 
 import numpy as np
@@ -38,6 +39,11 @@ def _known(kept: list[list[int]]):
         return (most, {"": np.zeros(0)}) if most >= HEAD_TOKENS else (0, {})
 
     return known
+
+
+def _distinct(rows: Iterable[list[int]]) -> int:
+    """Tokens of these rows, those after the same beginning once."""
+    return len({tuple(row[: i + 1]) for row in rows for i in range(len(row))})
 
 
 def _seen(rows, run) -> list[list[int]]:
@@ -87,10 +93,9 @@ def test_every_token_sees_exactly_its_row_up_to_itself(rows, kept, prefix, chunk
 def test_what_rows_share_is_computed_once(rows) -> None:
     packed = [*map(pack, rows)]
     computed = len(ragged.run(packed, ragged.parts(packed, _known([]))).feeds["input_ids"])
-    distinct = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
     # every fork below HEAD_TOKENS, and the last tokens of every row, may be computed again
-    most = len(distinct) + (HEAD_TOKENS + MIN_SUFFIX_TOKENS) * len(rows)
-    assert len(distinct) <= computed <= most
+    most = _distinct(rows) + (HEAD_TOKENS + MIN_SUFFIX_TOKENS) * len(rows)
+    assert _distinct(rows) <= computed <= most
     assert computed <= sum(max(MIN_SUFFIX_TOKENS, len(row)) for row in rows)
 
 
@@ -108,21 +113,24 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 BUDGETS = st.builds(RaggedBudget, st.integers(1, 400), st.integers(1, 600))
 
 
-@given(ROWS, BUDGETS, st.data())
-def test_a_batch_stays_within_its_budget_and_holds_its_seed(rows, budget, data) -> None:
-    packed = [*map(pack, rows)]
+@given(ROWS, st.lists(ROW, max_size=4), BUDGETS, st.data())
+def test_a_batch_stays_within_its_budget_and_holds_its_seed(rows, kept, budget, data) -> None:
+    packed, known = [*map(pack, rows)], _known(kept)
     seed = data.draw(st.integers(0, len(rows) - 1))
-    cached = data.draw(st.sampled_from([0, max(0, len(rows[seed]) - MIN_SUFFIX_TOKENS)]))
+
+    def cached(row: int) -> int:
+        return max(0, min(known(packed[row])[0], len(rows[row]) - MIN_SUFFIX_TOKENS))
+
     plan = budget.plan(packed, seed, cached)
     assert plan.rows[0] == seed and len(set(plan.rows)) == len(plan.rows)
     answered = sum(len(rows[row]) for row in plan.rows)
     assert plan.computed_tokens + plan.shared_tokens == answered
     if len(plan.rows) > 1:
-        assert plan.computed_tokens <= budget.tokens + plan.prefix_tokens
-        assert plan.computed_tokens <= budget.state_tokens
+        assert plan.computed_tokens <= budget.tokens + max(0, plan.prefix_tokens - cached(seed))
     chosen = [packed[row] for row in plan.rows]
     width = sum(len(row) == 1 for row in map(rows.__getitem__, plan.rows))  # padded by one
-    run = ragged.run(chosen, ragged.parts(chosen, _known([])))
+    run = ragged.run(chosen, ragged.parts(chosen, known))
+    assert len(plan.rows) == 1 or _distinct(rows[row] for row in plan.rows) <= budget.state_tokens
     # what a fork shares below HEAD_TOKENS more than the last one is computed with each row
     slack = HEAD_TOKENS * len(plan.rows)
     assert plan.computed_tokens <= len(run.feeds["input_ids"]) - width
@@ -132,7 +140,7 @@ def test_a_batch_stays_within_its_budget_and_holds_its_seed(rows, budget, data) 
 @given(ROWS)
 def test_neighbours_tell_what_any_two_rows_share(rows) -> None:
     packed = [*map(pack, rows)]
-    alike = ragged_budget._Alike(packed)
+    alike = ragged_budget._Alike(packed, lambda _: 0)
     for i, j in permutations(range(len(rows)), 2):
         assert alike.shared(i, j) == shareable_tokens(packed[i], packed[j])
         assert alike.least_cost(i) <= len(rows[i]) - alike.shared(i, j)
@@ -154,3 +162,12 @@ def test_a_group_that_does_not_fit_waits_whole_behind_the_seeds() -> None:
     packed = [*map(pack, rows)]
     assert RaggedBudget(tokens=6 + 40).plan(packed, seed=0).rows == [0, 1]  # one more would fit
     assert RaggedBudget(tokens=6 + 46).plan(packed, seed=0).rows == [0, 1, 2, 3]
+
+
+def test_rows_behind_prompts_with_states_fill_a_batch_together() -> None:
+    """None of the three prompts is computed, so none counts, whoever the seed is."""
+    rows = [[*PROMPTS[i % 3], i, i, i] for i in range(12)]
+    packed = [*map(pack, rows)]
+    plan = RaggedBudget(tokens=12 * 3).plan(packed, 0, lambda _: len(PROMPTS[0]))
+    assert sorted(plan.rows) == [*range(12)]
+    assert (plan.computed_tokens, plan.shared_tokens) == (12 * 3, 12 * len(PROMPTS[0]))

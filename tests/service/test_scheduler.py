@@ -325,6 +325,23 @@ def test_a_row_of_one_token_is_counted_and_shares_nothing(bundle: Bundle) -> Non
     scheduler.close()
 
 
+def test_tokens_that_kept_states_save_are_counted_of_every_row(bundle: Bundle) -> None:
+    recorder = Recorder()
+    scheduler = Scheduler(RaggedEngine(bundle, "fp32"), BUDGET, 100_000, recorder)
+    prompts = _rows(3, 200)
+
+    async def go() -> dict[str, float]:
+        for i, prompt in enumerate(prompts):
+            await scheduler.score([prompt + tail for tail in _rows(2, 20, seed=i)])
+        recorder.drain()
+        await scheduler.score([prompt + [5] * 20 for prompt in prompts])
+        return {series.name: amount for (series, _), amount in recorder.drain().added.items()}
+
+    added = asyncio.run(go())
+    scheduler.close()
+    assert (added["reward_tokens"], added["reward_shared_tokens"]) == (3 * 220, 3 * 200)
+
+
 def test_a_row_whose_deadline_is_over_never_reaches_the_engine(scheduler, engine) -> None:
     with pytest.raises(DeadlineExceeded):
         asyncio.run(scheduler.score(_rows(3), deadline_s=0.0))
