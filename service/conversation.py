@@ -1,32 +1,22 @@
-"""Text that a chat template was applied to, back to messages. Knows the common turn markers.
+"""Text that a chat template was applied to, back to messages. Knows what trainers send beside it.
 
 It reads what trainers render: ChatML (Qwen and many others), Llama 3, Gemma. What it cannot read it
 refuses; nothing is guessed.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from service.errors import InvalidRequest
+from service.markers import FAMILIES, NO_TEXT, SPECIAL, UNKNOWN, Markers
 from service.pairs import Pair
 from service.text import Message
 
-TURNS = (
-    (re.compile(r"<\|im_start\|>(\w+)\n"), "<|im_end|>"),
-    (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"), "<|eot_id|>"),
-    (re.compile(r"<start_of_turn>(\w+)\n"), "<end_of_turn>"),
-)
-"how a turn begins, its role, and how it ends"
-ROLES = {"model": "assistant"}
-"Gemma's name"
-_MARK = r"(?:<[|｜][^|｜<>]{1,64}[|｜]>|<bos>|</?s>|<eos>|<pad>|<end_of_turn>)"
-_ANY = re.compile(_MARK)
-_ONLY = re.compile(rf"\s*(?:{_MARK}\s*)*")
-_LAST = re.compile(rf"(?:{_MARK}\s*)+$")
+Written = tuple[str, str]
+"a turn's role, and what is written up to the next turn"
 _MESSAGES = TypeAdapter(tuple[Message, ...])
 
 
@@ -36,7 +26,7 @@ def prompt_in(text: str, prompt: str) -> str:
     A decoded text may have BOS or blanks before the prompt that the prompt's own text has not.
     """
     start = text.find(prompt) if prompt else -1
-    return text[: start + len(prompt)] if start >= 0 and _ONLY.fullmatch(text[:start]) else ""
+    return text[: start + len(prompt)] if start >= 0 and NO_TEXT.fullmatch(text, 0, start) else ""
 
 
 def as_pair(text: str, prompt: str, label: Any, field: str) -> Pair:
@@ -45,28 +35,20 @@ def as_pair(text: str, prompt: str, label: Any, field: str) -> Pair:
     The messages are those of the label, where it holds some; else they are read in the prompt.
     Raises InvalidRequest, naming `field`, where they cannot be read.
     """
+    if not prompt:
+        return Pair(*_divided(text, field))
     begin = prompt_in(text, prompt)
-    if prompt and not begin:
+    if not begin:
         raise InvalidRequest(
             f"{field}: the text does not begin with its prompt, so template=chat cannot tell the "
             "response from it",
             field=field,
         )
-    if not prompt:
-        turns = _turns(text, field)
-        if not turns or turns[-1].role != "assistant":
-            raise _unreadable(field, "the text does not end with a turn of the assistant")
-        return Pair(tuple(turns[:-1]), turns[-1].content)
-    response = without_ending(text[len(begin) :])
+    markers, turns = _turns(begin)
+    response = markers.without_ending(text[len(begin) :])
     if messages := messages_in(label):
         return Pair(messages, response)
-    before, opened = _open_turn(_prompt_turns(begin, field))
-    return Pair(before, opened + response)
-
-
-def without_ending(response: str) -> str:
-    """A response without the special tokens at its end; the template writes its own."""
-    return _LAST.sub("", response)
+    return Pair(_before(begin, markers, turns, field), _opened(markers, turns) + response)
 
 
 def messages_in(label: Any) -> tuple[Message, ...]:
@@ -82,52 +64,74 @@ def messages_in(label: Any) -> tuple[Message, ...]:
         return ()
 
 
-def _prompt_turns(prompt: str, field: str) -> list[Message]:
-    """Turns of a rendered prompt; a prompt without any marker is one turn of the user."""
-    if turns := _turns(prompt, field):
-        return turns
-    plain = _ONLY.match(prompt)
-    rest = prompt[plain.end() :] if plain else prompt
-    if _ANY.search(rest):
-        raise _unreadable(field, "its special tokens are none of ChatML, Llama 3 or Gemma")
-    return [Message(role="user", content=rest)]
+def _divided(text: str, field: str) -> tuple[tuple[Message, ...], str]:
+    """Messages and response of a text whose prompt is not known: the last turn is the response."""
+    markers, turns = _turns(text)
+    if not turns or turns[-1][0] != "assistant":
+        why = None if turns else _foreign(text)
+        raise _unreadable(field, why or "the text does not end with a turn of the assistant")
+    return _messages(markers, turns[:-1], field), markers.without_ending(turns[-1][1])
 
 
-def _turns(text: str, field: str) -> list[Message]:
-    """Turns in order, the last one perhaps without its end; none where there are no markers."""
-    for opening, ending in TURNS:
-        found = list(opening.finditer(text))
-        if found and _ONLY.fullmatch(text[: found[0].start()]):
+def _before(
+    prompt: str, markers: Markers, turns: Sequence[Written], field: str
+) -> tuple[Message, ...]:
+    """Messages of a rendered prompt; a prompt without any marker is one turn of the user."""
+    if not turns:
+        if why := _foreign(prompt):
+            raise _unreadable(field, why)
+        return (Message(role="user", content=NO_TEXT.sub("", prompt, count=1)),)
+    return _messages(markers, turns[:-1] if turns[-1][0] == "assistant" else turns, field)
+
+
+def _foreign(text: str) -> str | None:
+    """Why a text without a turn is no plain text either; None where it is."""
+    plain = NO_TEXT.sub("", text, count=1)
+    if SPECIAL.search(plain):
+        return "its special tokens are none of ChatML, Llama 3 or Gemma"
+    return None
+
+
+def _turns(text: str) -> tuple[Markers, list[Written]]:
+    """The family and its turns in order; none where the text does not begin with one."""
+    for markers in FAMILIES:
+        found = list(markers.opening.finditer(text))
+        if found and NO_TEXT.fullmatch(text, 0, found[0].start()):
             ends = [*(match.start() for match in found[1:]), len(text)]
-            return [
-                _turn(match[1], text[match.end() : end], ending, end == len(text), field)
+            return markers, [
+                (
+                    "assistant" if match[1] == markers.assistant else match[1],
+                    text[match.end() : end],
+                )
                 for match, end in zip(found, ends, strict=True)
             ]
-    return []
+    return UNKNOWN, []
 
 
-def _turn(role: str, content: str, ending: str, last: bool, field: str) -> Message:
-    body, mark, rest = content.rpartition(ending)
-    if not mark and last:
-        body, rest = content, ""
-    if (not mark and not last) or not _ONLY.fullmatch(rest):
-        raise _unreadable(field, f"a turn does not end with {ending}")
+def _opened(markers: Markers, turns: Sequence[Written]) -> str:
+    """What is written already of the turn that the policy goes on with."""
+    role, written = turns[-1] if turns else ("", "")
+    return written if role == "assistant" and markers.ending not in written else ""
+
+
+def _messages(markers: Markers, turns: Sequence[Written], field: str) -> tuple[Message, ...]:
+    return tuple(_message(markers, role, written, field) for role, written in turns)
+
+
+def _message(markers: Markers, role: str, written: str, field: str) -> Message:
+    content, ending, rest = written.rpartition(markers.ending)
+    if not ending or not NO_TEXT.fullmatch(rest):
+        raise _unreadable(field, f"a turn does not end with {markers.ending}")
     try:
-        return Message.model_validate({"role": ROLES.get(role, role), "content": body})
+        return Message.model_validate({"role": role, "content": content})
     except ValidationError:
         raise _unreadable(field, f"role {role!r} is unknown") from None
 
 
-def _open_turn(turns: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
-    """The turns before the one that the policy goes on with, and what is written of that one."""
-    if turns and turns[-1].role == "assistant":
-        return tuple(turns[:-1]), turns[-1].content
-    return tuple(turns), ""
-
-
 def _unreadable(field: str, why: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{field}: template=chat cannot read the conversation: {why}; send the messages as JSON in "
-        "the label, or score the text as it is with template=raw",
+        f"{field}: template=chat cannot read the conversation: {why}; where the endpoint takes a "
+        "label, send the messages before the response as JSON in it, or score the text as it is "
+        "with template=raw",
         field=field,
     )

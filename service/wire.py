@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from service.conversation import as_pair, prompt_in, without_ending
+from service.conversation import as_pair, prompt_in
+from service.markers import UNKNOWN
 from service.pairs import Asked, Pair, Templated
 from service.request import PromptField
 from service.scorer import Result
@@ -104,7 +105,7 @@ class Slime(Wire):
 
     def asked(self, template: Template) -> list[Asked]:
         if not isinstance(self.prompt, str):
-            return [Pair(self.prompt, without_ending(self.response))]
+            return [Pair(self.prompt, UNKNOWN.without_ending(self.response))]
         text = self.prompt + self.response
         return [asked_text(text, self.prompt, self.label, template, "prompt")]
 

@@ -193,8 +193,20 @@ def test_a_long_prompt_is_cut_where_score_cuts_it(scorer, config) -> None:
     assert row.ids == scorer.encoding.encoder.encode_templated("", [text[-2500:]])[0].ids
 
 
-@pytest.mark.parametrize("begin", [BEGIN, LLAMA, GEMMA, PROMPT, "<s>" + PROMPT])
-@pytest.mark.parametrize("ending", ["", "<|im_end|>", "<|eot_id|>", "<end_of_turn>\n<eos>", "</s>"])
+ANY = ["", "<|im_end|>", "<|eot_id|>", "<end_of_turn>\n<eos>", "</s>"]
+ENDINGS = {
+    BEGIN: ["", "<|im_end|>", "<|im_end|>\n", "<|endoftext|>", "<|im_end|></s>"],
+    LLAMA: ["", "<|eot_id|>", "<|end_of_text|>", "<|eot_id|><|finetune_right_pad_id|>"],
+    GEMMA: ["", "<end_of_turn>\n<eos>", "<eos><pad>"],
+    PROMPT: ANY,
+    "<s>" + PROMPT: ANY,
+}
+"of responses, by what they are to; a plain prompt's tokenizer may be any"
+
+
+@pytest.mark.parametrize(
+    ("begin", "ending"), [(begin, ending) for begin in ENDINGS for ending in ENDINGS[begin]]
+)
 def test_chat_reads_every_family_of_turns(scorer, config, result, begin, ending) -> None:
     body = {"query": [begin + RESPONSE + ending], "prompts": [begin], "labels": [None]}
     answer = post(scorer, config, "/template=chat/get_reward", body)

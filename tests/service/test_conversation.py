@@ -1,0 +1,71 @@
+"""Rendered text back to messages: what is read, what stays text, what is refused."""
+
+import time
+from typing import Any
+
+import pytest
+
+from service.conversation import as_pair
+from service.pairs import Pair
+from service.text import Message
+
+QUESTION = Message(role="user", content="What is 7 plus 5?")
+CHATML = f"<|im_start|>user\n{QUESTION.content}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA = (
+    f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{QUESTION.content}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+GEMMA = f"<bos><start_of_turn>user\n{QUESTION.content}<end_of_turn>\n<start_of_turn>model\n"
+
+
+def read(text: str, prompt: str = "", label: Any = None) -> Pair:
+    return as_pair(text, prompt, label, "query[0]")
+
+
+@pytest.mark.parametrize("prompt", [CHATML, LLAMA, GEMMA, "Hi"])
+@pytest.mark.parametrize("mark", ["<pad>", "<|im_end|>\n", "<|eot_id|>", "</s> ", " ", "<|"])
+def test_200_000_marks_are_read_in_a_second(prompt: str, mark: str) -> None:
+    """A quadratic search takes minutes for them."""
+    started = time.perf_counter()
+    text = prompt + mark * 200_000 + "x"
+    assert read(text, prompt).response == mark * 200_000 + "x"
+    assert time.perf_counter() - started < 1
+
+
+ENDINGS = {
+    CHATML: ["<|im_end|>", "<|im_end|>\n", "<|endoftext|>", "<|im_end|></s>", "<|im_end|><|x|>\n"],
+    LLAMA: ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|eot_id|><|finetune_right_pad_id|>"],
+    GEMMA: ["<end_of_turn>\n<eos>", "<end_of_turn>\n", "<eos><pad><pad>"],
+    "Hi": ["</s>", "<|endoftext|>", "<|eot_id|>", "<eos>", "<｜end▁of▁sentence｜>", "<|user|>"],
+}
+OWN_TEXT = {
+    CHATML: ["It costs <s>10</s>", "Use the macro <|x|>", "<pad>", "Gemma: <end_of_turn> <eos>"],
+    LLAMA: ["It costs <s>10</s>", "Use the macro <|x|>", "Qwen writes <|im_end|>"],
+    GEMMA: ["It costs <s>10</s>", "Use the macro <|x|>", "Qwen writes <|im_end|>"],
+    "Hi": ["It costs <s>10</s> now", "Use the macro <|x|>", "Begin with <s>"],
+}
+
+
+@pytest.mark.parametrize("prompt", ENDINGS)
+def test_a_familys_endings_go_and_the_responses_text_stays(prompt: str) -> None:
+    for text in ("12.", "12. \n", *OWN_TEXT[prompt]):
+        assert read(prompt + text, prompt).response == text
+        for ending in ENDINGS[prompt]:
+            assert read(prompt + text + ending, prompt).response == text
+
+
+@pytest.mark.parametrize("prompt", [CHATML, LLAMA, GEMMA])
+def test_endings_are_the_same_where_the_prompt_is_not_sent(prompt: str) -> None:
+    for text in ("12.", *OWN_TEXT[prompt]):
+        for ending in ("", *ENDINGS[prompt]):
+            assert read(prompt + text + ending) == Pair((QUESTION,), text)
+
+
+def test_turns_of_the_assistant_with_a_tool_between_are_read() -> None:
+    turns = ["assistant\nCall it.", "tool\n12", "assistant\n12."]
+    text = CHATML.removesuffix("<|im_start|>assistant\n") + "".join(
+        f"<|im_start|>{turn}<|im_end|>\n" for turn in turns
+    )
+    pair = read(text)
+    assert [message.role for message in pair.prompt] == ["user", "assistant", "tool"]
+    assert pair.response == "12."
