@@ -115,7 +115,14 @@ def _opened(markers: Markers, turns: Sequence[Written]) -> str:
 
 
 def _messages(markers: Markers, turns: Sequence[Written], field: str) -> tuple[Message, ...]:
-    return tuple(_message(markers, role, written, field) for role, written in turns)
+    """Finished turns, without what the family's template writes of itself."""
+    messages = [_message(markers, role, written, field) for role, written in turns]
+    if messages and messages[0].role == "system":
+        content = messages[0].content
+        if preamble := markers.preamble.match(content):
+            rest = content[preamble.end() :]
+            messages[:1] = [Message(role="system", content=rest)] if rest else []
+    return tuple(messages)
 
 
 def _message(markers: Markers, role: str, written: str, field: str) -> Message:

@@ -27,6 +27,8 @@ class Markers:
     "what else ends or pads a text of the family's tokenizers"
     assistant: str = "assistant"
     "what the family calls that role"
+    preamble: re.Pattern[str] = _NEVER
+    "what the template itself puts before a system message, or writes without one"
 
     def without_ending(self, text: str) -> str:
         """`text` up to the first of the family's endings that no text comes after.
@@ -50,6 +52,10 @@ LLAMA_3 = Markers(
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"),
     "<|eot_id|>",
     stops=("<|eom_id|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+    preamble=re.compile(  # since 3.1; "Environment" and "Tools" where the template was given tools
+        r"(?:Environment: ipython\n(?:Tools: .*\n\n)?)?"
+        r"Cutting Knowledge Date: .*\nToday Date: .*\n\n"
+    ),
 )
 GEMMA = Markers(
     re.compile(r"<start_of_turn>(\w+)\n"),

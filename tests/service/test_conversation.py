@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from service.bundle import Bundle
 from service.conversation import as_pair
 from service.pairs import Pair
-from service.text import Message
+from service.template import compile_template
+from service.text import Encoder, Message
 
 QUESTION = Message(role="user", content="What is 7 plus 5?")
 CHATML = f"<|im_start|>user\n{QUESTION.content}<|im_end|>\n<|im_start|>assistant\n"
@@ -16,6 +18,33 @@ LLAMA = (
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 GEMMA = f"<bos><start_of_turn>user\n{QUESTION.content}<end_of_turn>\n<start_of_turn>model\n"
+LLAMA_3_1 = """\
+{{- bos_token }}
+{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if builtin_tools is defined or tools %}{{- "Environment: ipython\\n" }}{%- endif %}
+{%- if builtin_tools is defined %}
+    {{- "Tools: " + builtin_tools | reject('equalto', 'code_interpreter') | join(", ") + "\\n\\n"}}
+{%- endif %}
+{{- "Cutting Knowledge Date: December 2023\\n" }}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+"of Llama 3.1, 3.2 and 3.3, without the branches for tools of one's own"
 
 
 def read(text: str, prompt: str = "", label: Any = None) -> Pair:
@@ -30,6 +59,35 @@ def test_200_000_marks_are_read_in_a_second(prompt: str, mark: str) -> None:
     text = prompt + mark * 200_000 + "x"
     assert read(text, prompt).response == mark * 200_000 + "x"
     assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"builtin_tools": ["brave_search", "code_interpreter"]}])
+@pytest.mark.parametrize("system", [(), (Message(role="system", content="Be brief.\n\nBe kind."),)])
+def test_what_llamas_template_writes_of_itself_is_no_message(
+    bundle: Bundle, system: tuple[Message, ...], options: dict[str, Any]
+) -> None:
+    """So a bundle with that template writes it once: the ids are those of the messages."""
+    rules = bundle.manifest.text
+    messages = (*system, QUESTION)
+    prompt = compile_template(LLAMA_3_1, rules.template_date).render(
+        messages=[message.model_dump() for message in messages],
+        bos_token="<|begin_of_text|>",
+        date_string="1 Dec 2026",
+        add_generation_prompt=True,
+        **options,
+    )
+    assert "Today Date: 1 Dec 2026\n\n" in prompt
+    pair = read(prompt + "12.<|eot_id|>", prompt)
+    assert pair == read(prompt + "12.<|eot_id|>") == Pair(messages, "12.")
+    encoder = Encoder(bundle.tokenizer_json(), LLAMA_3_1, rules)
+    assert encoder.encode(pair.prompt, pair.response) == encoder.encode(messages, "12.")
+
+
+def test_dates_in_another_familys_system_message_are_text() -> None:
+    content = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief."
+    prompt = f"<|im_start|>system\n{content}<|im_end|>\n{CHATML}"
+    system = Message(role="system", content=content)
+    assert read(prompt + "12.", prompt).prompt == (system, QUESTION)
 
 
 ENDINGS = {

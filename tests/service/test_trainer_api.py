@@ -24,6 +24,11 @@ LLAMA = (
     f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{PROMPT}<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+LLAMA_3_1 = LLAMA.replace(
+    "<|begin_of_text|>",
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>",
+)
 GEMMA = f"<bos><start_of_turn>user\n{PROMPT}<end_of_turn>\n<start_of_turn>model\n"
 
 
@@ -197,6 +202,7 @@ ANY = ["", "<|im_end|>", "<|eot_id|>", "<end_of_turn>\n<eos>", "</s>"]
 ENDINGS = {
     BEGIN: ["", "<|im_end|>", "<|im_end|>\n", "<|endoftext|>", "<|im_end|></s>"],
     LLAMA: ["", "<|eot_id|>", "<|end_of_text|>", "<|eot_id|><|finetune_right_pad_id|>"],
+    LLAMA_3_1: ["", "<|eot_id|>"],
     GEMMA: ["", "<end_of_turn>\n<eos>", "<eos><pad>"],
     PROMPT: ANY,
     "<s>" + PROMPT: ANY,
