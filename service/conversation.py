@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.errors import InvalidRequest
-from service.markers import FAMILIES, NO_TEXT, SPECIAL, UNKNOWN, Markers
+from service.markers import FAMILIES, NO_TEXT, SPECIAL, UNKNOWN, UNREAD, Markers
 from service.pairs import Pair
 from service.text import Message
 
@@ -87,6 +87,11 @@ def _before(
 def _foreign(text: str) -> str | None:
     """Why a text without a turn is no plain text either; None where it is."""
     plain = NO_TEXT.sub("", text, count=1)
+    if (begin := UNREAD.match(plain)) and f"[/{begin[1]}]" in plain:
+        return (
+            f"{begin[0]} ... [/{begin[1]}] looks like Mistral's or Llama 2's template, and only "
+            "ChatML, Llama 3 and Gemma are read"
+        )
     if SPECIAL.search(plain):
         return "its special tokens are none of ChatML, Llama 3 or Gemma"
     return None

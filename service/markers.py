@@ -79,3 +79,6 @@ UNKNOWN = Markers(
     ),
 )
 "of a prompt without turns, or of messages: the policy's tokenizer may be any"
+
+UNREAD = re.compile(r"\[(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]")
+"how prompts of Mistral and Llama 2 begin; each has its [/...]"

@@ -7,6 +7,7 @@ import pytest
 
 from service.bundle import Bundle
 from service.conversation import as_pair
+from service.errors import InvalidRequest
 from service.pairs import Pair
 from service.template import compile_template
 from service.text import Encoder, Message
@@ -51,6 +52,12 @@ def read(text: str, prompt: str = "", label: Any = None) -> Pair:
     return as_pair(text, prompt, label, "query[0]")
 
 
+def refused(text: str, prompt: str = "", label: Any = None) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refusal:
+        read(text, prompt, label)
+    return refusal.value
+
+
 @pytest.mark.parametrize("prompt", [CHATML, LLAMA, GEMMA, "Hi"])
 @pytest.mark.parametrize("mark", ["<pad>", "<|im_end|>\n", "<|eot_id|>", "</s> ", " ", "<|"])
 def test_200_000_marks_are_read_in_a_second(prompt: str, mark: str) -> None:
@@ -88,6 +95,32 @@ def test_dates_in_another_familys_system_message_are_text() -> None:
     prompt = f"<|im_start|>system\n{content}<|im_end|>\n{CHATML}"
     system = Message(role="system", content=content)
     assert read(prompt + "12.", prompt).prompt == (system, QUESTION)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<s>[INST] What is 7 plus 5? [/INST]",
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhat? [/INST] 12. </s><s>[INST] Why? [/INST]",
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]What is 7 plus 5?[/INST]",
+    ],
+)
+def test_prompts_of_mistral_and_llama_2_are_refused_by_name(prompt: str) -> None:
+    for error in (refused(prompt + " 12.</s>", prompt), refused(prompt + " 12.</s>")):
+        assert "Mistral" in error.message and "template=raw" in error.message
+    label = [QUESTION.model_dump()]
+    assert read(prompt + " 12.</s>", prompt, label) == Pair((QUESTION,), " 12.")
+
+
+@pytest.mark.parametrize("content", ["[INST] a [/INST]", "What does [INST] a [/INST] mean?"])
+def test_inst_in_a_users_turn_is_text(content: str) -> None:
+    prompt = CHATML.replace(QUESTION.content, content)
+    assert read(prompt + "12.", prompt).prompt == (Message(role="user", content=content),)
+
+
+@pytest.mark.parametrize("prompt", ["What does [INST] a [/INST] mean?", "[INST] begins a turn?"])
+def test_inst_in_a_plain_prompt_is_text(prompt: str) -> None:
+    assert read(prompt + "12.", prompt).prompt == (Message(role="user", content=prompt),)
 
 
 ENDINGS = {

@@ -227,6 +227,7 @@ def test_a_label_may_carry_the_messages(scorer, config, result) -> None:
 
 
 UNREADABLE = {
+    "a prompt of Mistral's": {"query": [f"[INST] {PROMPT} [/INST] b"]},
     "strange markers": {"query": ["<|turn|>a<|turn|>b"], "prompts": ["<|turn|>a<|turn|>"]},
     "another text": {"query": ["Hello"], "prompts": ["Goodbye"]},
     "no turn of the assistant": {"query": [BEGIN.split("<|im_start|>assistant")[0]]},
