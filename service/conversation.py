@@ -6,6 +6,7 @@ refuses; nothing is guessed.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +21,49 @@ Written = tuple[str, str]
 _MESSAGES = TypeAdapter(tuple[Message, ...])
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a data set has beside a prompt: the prompt's messages, or anything else."""
+
+    value: Any
+    field: str
+
+    def messages(self) -> tuple[Message, ...]:
+        """Those before the response, where the label is a list of messages or JSON of one.
+
+        One that ends with the assistant's is a reference answer: like every gold answer it changes
+        no reward. Raises InvalidRequest where objects that have a role are no messages.
+        """
+        turns = self._objects()
+        if not turns or turns[-1]["role"] == "assistant":
+            return ()
+        try:
+            if isinstance(self.value, str):  # JSON again: that refuses lone surrogates
+                return _MESSAGES.validate_json(self.value)
+            return _MESSAGES.validate_python(turns)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
+            raise InvalidRequest(
+                f"{self.field}{place}: {first['msg']}; with template=chat a list of objects that "
+                "have a role is the conversation before the response, each with role and content "
+                "and nothing else; send it so, or no label",
+                field=self.field,
+            ) from None
+
+    def _objects(self) -> list[dict[str, Any]]:
+        """Objects that have a role; none where the label is anything else."""
+        value = self.value
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):  # an interval such as [0, 1), brackets without end
+                return []
+        if not isinstance(value, list):
+            return []
+        return value if all(isinstance(turn, dict) and "role" in turn for turn in value) else []
+
+
 def prompt_in(text: str, prompt: str) -> str:
     """What of `text` is the prompt's, "" where it does not begin with it.
 
@@ -29,14 +73,16 @@ def prompt_in(text: str, prompt: str) -> str:
     return text[: start + len(prompt)] if start >= 0 and NO_TEXT.fullmatch(text, 0, start) else ""
 
 
-def as_pair(text: str, prompt: str, label: Any, field: str) -> Pair:
+def as_pair(text: str, prompt: str, label: Label | None, field: str) -> Pair:
     """The conversation that `text` was rendered from, for the bundle's own template.
 
     The messages are those of the label, where it holds some; else they are read in the prompt.
-    Raises InvalidRequest, naming `field`, where they cannot be read.
+    Raises InvalidRequest, naming `field` or the label's, where they cannot be read.
     """
+    messages = label.messages() if label else ()
     if not prompt:
-        return Pair(*_divided(text, field))
+        before, response = _divided(text, field)
+        return Pair(messages or before, response)
     begin = prompt_in(text, prompt)
     if not begin:
         raise InvalidRequest(
@@ -45,23 +91,8 @@ def as_pair(text: str, prompt: str, label: Any, field: str) -> Pair:
             field=field,
         )
     markers, turns = _turns(begin)
-    response = markers.without_ending(text[len(begin) :])
-    if messages := messages_in(label):
-        return Pair(messages, response)
-    return Pair(_before(begin, markers, turns, field), _opened(markers, turns) + response)
-
-
-def messages_in(label: Any) -> tuple[Message, ...]:
-    """The messages of a label that is a list of them, or JSON of one; else none."""
-    if isinstance(label, str) and label.lstrip().startswith("["):
-        try:
-            label = json.loads(label)
-        except ValueError:
-            return ()
-    try:
-        return _MESSAGES.validate_python(label)
-    except ValidationError:
-        return ()
+    response = _opened(markers, turns) + markers.without_ending(text[len(begin) :])
+    return Pair(messages or _before(begin, markers, turns, field), response)
 
 
 def _divided(text: str, field: str) -> tuple[tuple[Message, ...], str]:

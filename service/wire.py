@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from service.conversation import as_pair, prompt_in
+from service.conversation import Label, as_pair, prompt_in
 from service.markers import UNKNOWN
 from service.pairs import Asked, Pair, Templated
 from service.request import PromptField
@@ -49,7 +49,7 @@ class GetReward(Wire):
     prompts: list[str] = []
     "what each query begins with; none: not known"
     labels: list[Any] = []
-    "read with template=chat only, where a label may be the conversation's messages"
+    "read with template=chat only, where a label may be the messages before the response"
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:
@@ -62,7 +62,7 @@ class GetReward(Wire):
         prompts = self.prompts or [""] * len(self.query)
         labels = self.labels or [None] * len(self.query)
         return [
-            asked_text(text, prompt, label, template, f"query[{i}]")
+            asked_text(text, prompt, Label(label, f"labels[{i}]"), template, f"query[{i}]")
             for i, (text, prompt, label) in enumerate(zip(self.query, prompts, labels, strict=True))
         ]
 
@@ -107,7 +107,7 @@ class Slime(Wire):
         if not isinstance(self.prompt, str):
             return [Pair(self.prompt, UNKNOWN.without_ending(self.response))]
         text = self.prompt + self.response
-        return [asked_text(text, self.prompt, self.label, template, "prompt")]
+        return [asked_text(text, self.prompt, Label(self.label, "label"), template, "prompt")]
 
     def answer(self, answer: Answer) -> float:
         return answer.rewards[0]
@@ -165,8 +165,10 @@ class AlignAnythingAnswer(Wire):
     rewards: list[float]
 
 
-def asked_text(text: str, prompt: str, label: Any, template: Template, field: str) -> Asked:
-    """What a rendered text asks for; "" for a prompt that was not sent."""
+def asked_text(
+    text: str, prompt: str, label: Label | None, template: Template, field: str
+) -> Asked:
+    """What a rendered text asks for; "" for a prompt, None for a label that was not sent."""
     if template == "chat":
         return as_pair(text, prompt, label, field)
     return Templated(text, prompt_in(text, prompt))

@@ -1,12 +1,13 @@
 """Rendered text back to messages: what is read, what stays text, what is refused."""
 
+import json
 import time
 from typing import Any
 
 import pytest
 
 from service.bundle import Bundle
-from service.conversation import as_pair
+from service.conversation import Label, as_pair
 from service.errors import InvalidRequest
 from service.pairs import Pair
 from service.template import compile_template
@@ -49,7 +50,7 @@ LLAMA_3_1 = """\
 
 
 def read(text: str, prompt: str = "", label: Any = None) -> Pair:
-    return as_pair(text, prompt, label, "query[0]")
+    return as_pair(text, prompt, Label(label, "labels[0]"), "query[0]")
 
 
 def refused(text: str, prompt: str = "", label: Any = None) -> InvalidRequest:
@@ -121,6 +122,43 @@ def test_inst_in_a_users_turn_is_text(content: str) -> None:
 @pytest.mark.parametrize("prompt", ["What does [INST] a [/INST] mean?", "[INST] begins a turn?"])
 def test_inst_in_a_plain_prompt_is_text(prompt: str) -> None:
     assert read(prompt + "12.", prompt).prompt == (Message(role="user", content=prompt),)
+
+
+STRANGE = "<|turn|>user: What is 7 plus 5?<|turn|>bot: "
+REFERENCES = [
+    [QUESTION.model_dump(), {"role": "assistant", "content": "13."}],
+    [{"role": "assistant", "content": "13."}],
+    [{"role": "assistant", "content": None, "tool_calls": []}],
+]
+GOLD = [None, "", 12, "12", "[0, 1)", "[12]", "[]", [], [["a"]], [{"answer": 12}], {"role": "user"}]
+
+
+@pytest.mark.parametrize("label", [*GOLD, *REFERENCES, *map(json.dumps, REFERENCES), "[" * 60_000])
+def test_a_gold_answer_in_the_label_changes_nothing(label: Any) -> None:
+    assert read(CHATML + "12.", CHATML, label) == Pair((QUESTION,), "12.")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        [{"role": "user"}],
+        [{"role": "user", "content": "Hi", "name": "Ann"}],
+        [{"role": "boss", "content": "Hi"}],
+        [{"role": 1, "content": "Hi"}, {"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": "\ud83d"}],
+    ],
+)
+def test_a_label_that_means_to_be_messages_and_is_none_is_refused(label: Any) -> None:
+    error = refused(CHATML + "12.", CHATML, json.dumps(label))
+    assert error.field == "labels[0]" and error.message.startswith("labels[0]")
+
+
+@pytest.mark.parametrize("prompt", [CHATML, LLAMA, GEMMA])
+def test_what_the_prompt_has_of_the_response_is_kept_with_a_label_too(prompt: str) -> None:
+    prompt += "<think>\n"
+    expected = Pair((QUESTION,), "<think>\n5.</think>12.")
+    for label in (None, [QUESTION.model_dump()], json.dumps([QUESTION.model_dump()])):
+        assert read(prompt + "5.</think>12.", prompt, label) == expected
 
 
 ENDINGS = {

@@ -226,6 +226,32 @@ def test_a_label_may_carry_the_messages(scorer, config, result) -> None:
     assert bits(*answer.json()["rewards"]) == bits(result["reward"])
 
 
+BAD_LABELS = {
+    "no content": [{"role": "user"}],
+    "a lone surrogate": json.dumps([{"role": "user", "content": "\ud83d"}]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_a_label_that_means_to_be_messages_is_named_where_it_is_none(scorer, config, case) -> None:
+    label = BAD_LABELS[case]
+    body = {"query": [TEXT] * 2, "prompts": [BEGIN] * 2, "labels": ["", label]}
+    asked = {
+        "labels[1]": ("/get_reward", body),
+        "label": ("/slime", {"prompt": BEGIN, "response": RESPONSE, "label": label}),
+    }
+    for field, (path, body) in asked.items():
+        assert post(scorer, config, path, body).status_code == 200  # no label is read without chat
+        answer = post(scorer, config, f"/template=chat{path}", body)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+
+
+def test_brackets_without_end_are_a_label_like_any_other(scorer, config, result) -> None:
+    body = {"query": [TEXT], "prompts": [BEGIN], "labels": ["[" * 60_000]}
+    answer = post(scorer, config, "/template=chat/get_reward", body)
+    assert bits(*answer.json()["rewards"]) == bits(result["reward"])
+
+
 UNREADABLE = {
     "a prompt of Mistral's": {"query": [f"[INST] {PROMPT} [/INST] b"]},
     "strange markers": {"query": ["<|turn|>a<|turn|>b"], "prompts": ["<|turn|>a<|turn|>"]},
