@@ -7,6 +7,7 @@ refuses; nothing is guessed.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -101,6 +102,12 @@ def _divided(text: str, field: str) -> tuple[tuple[Message, ...], str]:
     if not turns or turns[-1][0] != "assistant":
         why = None if turns else _foreign(text)
         raise _unreadable(field, why or "the text does not end with a turn of the assistant")
+    if ("assistant", "assistant") in pairwise(role for role, _ in turns):
+        raise _unreadable(
+            field,
+            "two turns of the assistant follow each other, and only the prompt, where the endpoint "
+            "takes one, would tell which of them the response begins with",
+        )
     return _messages(markers, turns[:-1], field), markers.without_ending(turns[-1][1])
 
 
@@ -112,7 +119,10 @@ def _before(
         if why := _foreign(prompt):
             raise _unreadable(field, why)
         return (Message(role="user", content=NO_TEXT.sub("", prompt, count=1)),)
-    return _messages(markers, turns[:-1] if turns[-1][0] == "assistant" else turns, field)
+    role, written = turns[-1]
+    if role == "assistant" and markers.ending in written:
+        raise _unreadable(field, "its prompt ends with a finished turn of the assistant")
+    return _messages(markers, turns[:-1] if role == "assistant" else turns, field)
 
 
 def _foreign(text: str) -> str | None:

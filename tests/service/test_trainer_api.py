@@ -254,6 +254,7 @@ def test_brackets_without_end_are_a_label_like_any_other(scorer, config, result)
 
 UNREADABLE = {
     "a prompt of Mistral's": {"query": [f"[INST] {PROMPT} [/INST] b"]},
+    "a second turn of the assistant": {"query": [TEXT + "<|im_start|>assistant\nGood!<|im_end|>"]},
     "strange markers": {"query": ["<|turn|>a<|turn|>b"], "prompts": ["<|turn|>a<|turn|>"]},
     "another text": {"query": ["Hello"], "prompts": ["Goodbye"]},
     "no turn of the assistant": {"query": [BEGIN.split("<|im_start|>assistant")[0]]},
