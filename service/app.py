@@ -123,9 +123,14 @@ def run(config: ServiceConfig, announce: Any = print) -> None:
     Raises NoPort, and ServeFailed with the replica's own message when it cannot start.
     """
     with ExitStack() as held:
-        for field, port in (("port", config.port), ("grpc_port", config.grpc_port)):
+        # Ray's Python proxy takes gRPC on all interfaces, whatever the host
+        grpc_host = config.host if uses_haproxy(config) else "0.0.0.0"
+        for field, host, port in (
+            ("port", config.host, config.port),
+            ("grpc_port", grpc_host, config.grpc_port),
+        ):
             if port:
-                ports.ensure_free(config.host, port, field)
+                ports.ensure_free(host, port, field)
         http, grpc, *internal = ports.hold(2 + len(INTERNAL), ports.FOR_PROXIES, held)
         replicas = ports.hold(REPLICA_PORTS, ports.FOR_REPLICAS, held)
         chosen = {"port": config.port or http, "grpc_port": config.grpc_port or grpc}
