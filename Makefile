@@ -19,7 +19,7 @@ help:
 	@echo "make proto    generate the gRPC stubs again"
 	@echo "make image    the container images, with docker, podman or buildah"
 	@echo "make image-check  the serve image, non-root and read-only, on $(BUNDLE)"
-	@echo "make k8s-check  render the Kubernetes overlays and check every object"
+	@echo "make k8s-check  render the Kubernetes overlays and check every object (CRDS=DIR: KubeRay's)"
 	@echo "make load     one minute of load on $(BUNDLE), every reward checked"
 	@echo "make bench    ten to twenty minutes: throughput against baselines, the offline limit and the roofline"
 	@echo "make bench-gpu  the same on one NVIDIA GPU: ceilings, engine, HTTP, PyTorch (README, GPU)"
@@ -60,7 +60,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 k8s-check: $(STAMP)
-	$(BIN)/python k8s/check.py
+	$(BIN)/python k8s/check.py $(if $(CRDS),--crds $(CRDS))
 
 image:
 	deploy/image.sh $(TARGET) $(RUNTIME)

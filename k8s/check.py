@@ -16,7 +16,6 @@ from k8s import cluster_rules, operator_rules, schemas, serving_rules
 from k8s.overlay import OLDEST_KUBECTL, Object, Overlay, as_written, can_render, render
 
 ROOT = Path(__file__).resolve().parent.parent
-CRDS = ROOT.parent / "shared" / "kuberay"
 BASE = ROOT / "k8s" / "base"
 OVERLAYS = (BASE, *sorted((ROOT / "k8s" / "overlays").iterdir()))
 
@@ -81,10 +80,13 @@ def load() -> Iterator[Overlay]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--crds", type=Path, default=CRDS, help="folder of KubeRay's CRDs")
-    crds = schemas.read_crds(parser.parse_args().crds)
-    if not crds:
-        print("KubeRay's CRDs are not here (--crds DIR): Ray objects are checked by rules only")
+    parser.add_argument("--crds", type=Path, metavar="DIR", help="folder of KubeRay's CRDs")
+    folder = parser.parse_args().crds
+    crds = schemas.read_crds(folder) if folder else {}
+    if folder and not crds:
+        parser.error(f"--crds {folder}: no CRD is there")
+    if not folder:
+        print("no KubeRay CRDs (make k8s-check CRDS=DIR): Ray objects are checked by rules only")
     for overlay in load():
         if found := problems(overlay, crds):
             print(f"{overlay.name}: refused", *found, sep="\n")

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from k8s import check, operator_rules, serving_rules
-from k8s.check import BASE, CRDS, OVERLAYS, ROOT, RULES, problems
+from k8s.check import BASE, OVERLAYS, ROOT, RULES, problems
 from k8s.overlay import Overlay, as_written, can_render, render
 from k8s.schemas import read_crds, serve_config, strict, unknown_keys
 from service.config import ServiceConfig
+from tests.conftest import SHARED
 from tests.k8s.broken import JOBS, MORE, TEN, Case, cluster, group, percentage, ray
 
 needs_kubectl = pytest.mark.skipif(not can_render(), reason="kubectl 1.27 or later is not here")
+CRDS = SHARED / "kuberay"
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not here")
 
 
@@ -202,8 +204,17 @@ def test_without_kubectl_the_base_is_checked_and_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sys, "argv", ["check.py", "--crds", "nowhere"])
+    monkeypatch.setattr(sys, "argv", ["check.py"])
     assert check.main() == 0
     shown = capsys.readouterr().out
     assert "rendering is skipped" in shown
     assert "checked by rules only" in shown
+
+
+def test_a_folder_without_crds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["check.py", "--crds", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        check.main()
+    assert f"--crds {tmp_path}: no CRD is there" in capsys.readouterr().err
