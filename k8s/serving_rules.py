@@ -4,6 +4,7 @@ Rules as in operator_rules.py; "ray" is the Ray of this environment, `serve/` in
 """
 
 import os
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from unittest import mock
@@ -13,6 +14,8 @@ from k8s.schemas import Findings, serve_config
 from service.app import environment
 from service.config import ServiceConfig
 from service.grpc_api import SERVICERS
+
+DRAINS = re.compile(r"ray drain-node .*--deadline-remaining-seconds (\d+); sleep (?P<sleep>\d+)$")
 
 
 def _configured(overlay: Overlay) -> Iterator[tuple[str, Object, Object, ServiceConfig]]:
@@ -131,10 +134,17 @@ def requests_outlive_the_pod(overlay: Overlay) -> Findings:
     """Ray ends on SIGTERM at once; the kubelet sends it after preStop (kuberay issue 1333)."""
     for _, _, _, config in _configured(overlay):
         for pod in overlay.pods("worker"):
-            stop = pod.container.get("lifecycle", {}).get("preStop", {})
-            sleep = stop.get("sleep", {}).get("seconds", 0)
-            if sleep < config.deadline_s:
-                yield pod.where, f"preStop sleeps {sleep} s, a request may take {config.deadline_s}"
+            stop = pod.container.get("lifecycle", {}).get("preStop", {}).get("exec", {})
+            drains = DRAINS.match(stop.get("command", [""])[-1])
+            if not drains:
+                yield pod.where, "preStop does not drain the node: `ray drain-node ...; sleep N`"
+                continue
+            shortest, sleep = min(map(int, drains.groups())), int(drains["sleep"])
+            if shortest < config.deadline_s:
+                yield (
+                    pod.where,
+                    f"preStop takes {shortest} s, a request may take {config.deadline_s}",
+                )
             if pod.spec.get("terminationGracePeriodSeconds", 30) <= sleep:
                 yield pod.where, "terminationGracePeriodSeconds is not above preStop's sleep"
 

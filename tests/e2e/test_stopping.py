@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -13,6 +16,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from k8s.check import BASE
+from k8s.overlay import as_written
 from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.pairs import Pair
@@ -192,3 +197,37 @@ def test_replicas_that_are_killed_under_load_lose_nothing(
     for load in loads:
         outcomes = Counter(outcome for _, outcome in load.answers)
         assert set(outcomes) == {"right"} and outcomes["right"] > 100, outcomes
+
+
+def test_a_pods_pre_stop_loses_nothing(bundle: Bundle, expected) -> None:
+    """The manifest's command, but for its sleep, on a cluster of two workers: the node's replica
+    answers what it has and goes, and so does the node."""
+    worker = next(as_written(BASE).pods("worker")).container
+    drain = worker["lifecycle"]["preStop"]["exec"]["command"][-1].partition(";")[0]
+    command = [sys.executable, "-m", "tests.e2e.two_workers", str(bundle.path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as cluster:
+        ready = (line for line in cluster.stdout if line.startswith("ready at "))
+        url, address, node = next(ready).split()[2:]
+        with Load(url, expected) as load:
+            load.until_answered(100)
+            there = _nodes(cluster.pid)
+            subprocess.run(
+                f"{drain} --node-id {node}",
+                shell=True,
+                check=True,
+                env=os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+            )
+            deadline = time.monotonic() + 60
+            while _nodes(cluster.pid) == there:
+                assert time.monotonic() < deadline, "the node is still there"
+                time.sleep(0.5)
+            load.until_answered(100)
+        cluster.communicate()
+    assert {outcome for _, outcome in load.answers} == {"right"}
+
+
+def _nodes(cluster: int) -> int:
+    """How many raylets of a cluster live."""
+    alive = [p for p in psutil.Process(cluster).children(True) if p.status() != "zombie"]
+    return sum(p.name() == "raylet" for p in alive)

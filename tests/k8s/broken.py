@@ -65,6 +65,14 @@ def arguments(**values: object) -> Change:
     return served(lambda config: config["applications"][0]["args"].update(values))
 
 
+def pre_stop(old: str, new: str) -> Change:
+    def apply(overlay: Overlay) -> None:
+        command = worker(overlay)["lifecycle"]["preStop"]["exec"]["command"]
+        command[-1] = command[-1].replace(old, new)
+
+    return apply
+
+
 def wget(overlay: Overlay) -> None:
     command = ["bash", "-c", "wget -q -O- http://localhost:8000/-/healthz | grep success"]
     worker(overlay)["readinessProbe"] = {"exec": {"command": command}}
@@ -204,7 +212,19 @@ MORE: list[Case] = [
         "a pod that ends before its requests",
         lambda o: worker(o).pop("lifecycle"),
         "requests_outlive_the_pod",
-        "preStop sleeps 0 s",
+        "preStop does not drain the node",
+    ),
+    Case(
+        "a pod that drains for less than a request may take",
+        pre_stop("--deadline-remaining-seconds 115", "--deadline-remaining-seconds 60"),
+        "requests_outlive_the_pod",
+        "preStop takes 60 s, a request may take 110",
+    ),
+    Case(
+        "a pod that is killed while it drains",
+        pre_stop("; sleep 115", "; sleep 130"),
+        "requests_outlive_the_pod",
+        "terminationGracePeriodSeconds is not above",
     ),
     Case(
         "a root user",
