@@ -61,6 +61,11 @@ class Bundle(Schema):
             raise BundleError(f"{GOLDEN}: not golden rows: {error}", field=GOLDEN) from error
 
 
+def determines(name: str) -> bool:
+    """Whether a file counts for the id: all but golden scores and report, digested beside it."""
+    return name != GOLDEN and not name.startswith(f"{REPORT_DIR}/")
+
+
 DETERMINING = {"name", "graph", "data", "ragged", "precision"}
 "fields of a variant that decide rewards; the others say what was measured of it"
 
@@ -74,15 +79,11 @@ def identity(
 ) -> str:
     """`sha256:...` over all that determines a reward, and over nothing else.
 
-    Graphs, tokenizer, template, limits, special tokens and normalisation count: of the files, all
-    but the golden scores and the report, which are digested beside it.
+    Graphs, tokenizer, template, limits, special tokens and normalisation count.
     """
-    determining = sorted(
-        name for name in files if name != GOLDEN and not name.startswith(f"{REPORT_DIR}/")
-    )
     subject = {
         "schema_version": SCHEMA_VERSION,
-        "files": {name: files[name].sha256 for name in determining},
+        "files": {name: files[name].sha256 for name in filter(determines, files)},
         "kind": architecture.kind,
         "text": text.model_dump(mode="json"),
         "normalization": normalization
@@ -193,6 +194,12 @@ def _check_references(manifest: Manifest) -> None:
     for name in sorted(needed - manifest.files.keys()):
         raise BundleError(
             f"{name}: needed by the bundle, but {MANIFEST} does not list it", field=name
+        )
+    for name in sorted(name for name in graphs if not determines(name)):
+        raise BundleError(
+            f"{name}: a variant needs it, but the id leaves out {GOLDEN} and {REPORT_DIR}/; "
+            f"put it beside {MANIFEST}",
+            field=name,
         )
     expected = identity(
         manifest.files,

@@ -91,7 +91,7 @@ class Variant(Schema):
     name: str
     graph: FileName
     data: tuple[FileName, ...] = ()
-    "external data files of the graph"
+    "the files that weights lie in: no graph may have some in another"
     ragged: FileName | None = None
     """of decoders, the graph that CPUs run: rows of any length on one axis, with the weights and
     the bits of `graph`, which it is itself where only CPUs run the variant"""

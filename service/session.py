@@ -19,6 +19,7 @@ from typing import Any
 from service.bundle import Bundle
 from service.errors import BundleError, DeviceUnavailable
 from service.machine import accelerator, instruction_set, usable_cpus
+from service.weights import refuse_other_weights
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -74,6 +75,7 @@ def open_session(
     chosen = bundle.manifest.variant(variant)
     graph = graph or chosen.graph
     device = resolve_device(device, chosen.devices)
+    refuse_other_weights(bundle, chosen, graph)
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads or usable_cpus(), 1
@@ -82,6 +84,8 @@ def open_session(
     options.use_deterministic_compute = invariant
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # whatever its name: of a file called .ort it would read another format
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3
     providers: list[Any] = [CPU]
     missing = ""

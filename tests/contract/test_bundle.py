@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from service import bundle as bundles
@@ -119,7 +121,7 @@ def with_golden(bundle: Bundle, copy: Path, change) -> None:
     _resign(bundle, copy)
 
 
-def _resign(bundle: Bundle, copy: Path) -> None:
+def _resign(bundle: Bundle, copy: Path, **of_variant: object) -> None:
     manifest = bundle.manifest
     bundles.write_manifest(
         copy,
@@ -127,7 +129,7 @@ def _resign(bundle: Bundle, copy: Path) -> None:
         architecture=manifest.architecture,
         text=manifest.text,
         normalization=manifest.normalization,
-        variants=manifest.variants,
+        variants=tuple(v.model_copy(update=of_variant) for v in manifest.variants),
         evaluation=manifest.evaluation,
         provenance=manifest.provenance,
     )
@@ -180,6 +182,47 @@ def test_the_identity_is_of_what_determines_rewards_and_of_nothing_else(
         changed = [*subject]
         changed[i] = other
         assert identity(*changed) != manifest.id
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("graph", "report/model.onnx"),
+        ("ragged", "report/model.ragged.onnx"),
+        ("data", "report/model.onnx.data"),
+        ("data", "golden.json"),
+    ],
+)
+def test_a_variant_in_files_that_the_identity_leaves_out_is_refused(
+    bundle: Bundle, copy: Path, field: str, name: str
+) -> None:
+    if name != bundles.GOLDEN:
+        (copy / Path(name).name).rename(copy / name)
+    with pytest.raises(BundleError, match=f"^{name}: .*the id leaves out"):
+        _resign(bundle, copy, **{field: (name,) if field == "data" else name})
+
+
+@pytest.mark.parametrize("location", ["report/model.onnx.data", "./model.onnx.data", "no.data"])
+def test_a_graph_with_weights_beside_its_variants_data_is_refused(
+    bundle: Bundle, copy: Path, location: str
+) -> None:
+    """Weights in the report would change rewards and not the id."""
+    shutil.copyfile(copy / "model.onnx.data", copy / "report/model.onnx.data")
+    file = copy / "model.ragged.onnx"
+    model = onnx.load(file, load_external_data=False)
+    for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data):
+        entry.value = location if entry.key == "location" else entry.value
+    file.write_bytes(model.SerializeToString())
+    _resign(bundle, copy)
+    with pytest.raises(BundleError, match=rf"model\.ragged\.onnx: has weights in '{location}'"):
+        Scorer.open(ServiceConfig(bundle=copy))
+
+
+def test_a_graph_is_read_as_onnx_whatever_its_name(bundle: Bundle, copy: Path) -> None:
+    """Where its weights lie is looked up in that format."""
+    (copy / "model.ragged.onnx").rename(copy / "model.ort")
+    _resign(bundle, copy, ragged="model.ort")
+    Scorer.open(ServiceConfig(bundle=copy)).close()
 
 
 def test_raw_reward_is_reward_plus_mean_in_float32(bundle: Bundle) -> None:
