@@ -45,20 +45,23 @@ class Bundle(Schema):
         return self.path / name
 
     def tokenizer_json(self) -> str:
-        return self.file(TOKENIZER).read_text(encoding="utf-8")
+        return self._text(TOKENIZER)
 
     def template(self) -> str | None:
-        has_template = TEMPLATE in self.manifest.files
-        return self.file(TEMPLATE).read_text(encoding="utf-8") if has_template else None
+        return self._text(TEMPLATE) if TEMPLATE in self.manifest.files else None
+
+    def _text(self, name: str) -> str:
+        try:
+            return self.file(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{name}: not UTF-8: {error}", field=name) from error
 
     def golden(self) -> list[GoldenRow]:
-        try:
-            rows = json.loads(self.file(GOLDEN).read_bytes())
-            if not isinstance(rows, list):
-                raise TypeError(f"{type(rows).__name__} instead of a list")
-            return [GoldenRow(**row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise BundleError(f"{GOLDEN}: not golden rows: {error}", field=GOLDEN) from error
+        rows = _read_json(self.file(GOLDEN))
+        if not isinstance(rows, list):
+            found = type(rows).__name__
+            raise BundleError(f"{GOLDEN}: a list of rows is needed, not {found}", field=GOLDEN)
+        return [_golden_row(row, i) for i, row in enumerate(rows)]
 
 
 def determines(name: str) -> bool:
@@ -169,10 +172,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(
             f"{path}: not a bundle, it has no regular file {MANIFEST}", field=MANIFEST
         )
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise BundleError(f"{MANIFEST}: not JSON: {error}", field=MANIFEST) from error
+    content = _read_json(file)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -183,9 +183,29 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}", field=where) from error
+        where, why = first_reason(error)
+        raise BundleError(f"{MANIFEST}: {where}: {why}", field=where) from error
+
+
+def _golden_row(content: object, i: int) -> GoldenRow:
+    try:
+        return GoldenRow.model_validate(content)
+    except ValidationError as error:
+        where, why = first_reason(error)
+        raise BundleError(f"{GOLDEN}: row {i}: {where}: {why}", field=GOLDEN) from error
+
+
+def first_reason(error: ValidationError) -> tuple[str, str]:
+    """The field that was refused first, as `variants.0.tolerance`, and why."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
+
+
+def _read_json(file: Path) -> object:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:  # RecursionError: nested some 1,000 deep
+        raise BundleError(f"{file.name}: not JSON: {error}", field=file.name) from error
 
 
 def _check_references(manifest: Manifest) -> None:

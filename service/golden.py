@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from service import bundle as bundles
-from service.bundle import Bundle
+from service.bundle import Bundle, first_reason
 from service.engine import Engine
-from service.errors import BundleError
+from service.errors import BundleError, InvalidRequest
 from service.manifest import GoldenRow, Variant
 from service.text import Encoder, Message, Prompt
 
@@ -24,11 +26,13 @@ def replay(bundle: Bundle, variant: Variant, encoder: Encoder, engine: Engine) -
 
 def _distance(i: int, row: GoldenRow, variant: Variant, encoder: Encoder, engine: Engine) -> float:
     where = f"{bundles.GOLDEN}: row {i}"
-    prompt = row.prompt
-    turns: Prompt = (
-        prompt if isinstance(prompt, str) else [Message.model_validate(m) for m in prompt]
-    )
-    ids = encoder.encode(turns, row.response).ids
+    try:
+        ids = encoder.encode(_turns(row.prompt), row.response, field=where).ids
+    except InvalidRequest as error:
+        raise BundleError(error.message, field=bundles.GOLDEN) from error
+    except ValidationError as error:
+        field, why = first_reason(error)
+        raise BundleError(f"{where}: {field}: {why}", field=bundles.GOLDEN) from error
     if ids != row.ids:
         raise BundleError(f"{where}: encodes to other token ids than when it was exported")
     reward = float(engine.run([ids])[0])
@@ -39,6 +43,10 @@ def _distance(i: int, row: GoldenRow, variant: Variant, encoder: Encoder, engine
             f"the tolerance of variant {variant.name} is {variant.tolerance}"
         )
     return distance
+
+
+def _turns(prompt: str | list[dict[str, str]]) -> Prompt:
+    return prompt if isinstance(prompt, str) else [Message.model_validate(m) for m in prompt]
 
 
 def reproduces_bits(rows: Sequence[Sequence[int]], engine: Engine) -> bool:

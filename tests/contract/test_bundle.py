@@ -106,7 +106,7 @@ def test_an_unknown_field_is_refused(copy: Path) -> None:
         bundles.load(copy)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_manifest_that_is_no_manifest_is_refused(copy: Path, content: bytes) -> None:
     (copy / bundles.MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match=bundles.MANIFEST):
@@ -234,14 +234,43 @@ def test_raw_reward_is_reward_plus_mean_in_float32(bundle: Bundle) -> None:
     assert raw.dtype == np.float32 and raw.tolist() == [1.75, 0.0]
 
 
-@pytest.mark.parametrize("name", ["model.ragged.onnx", "tokenizer.json", "golden.json"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.ragged.onnx", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"\xff"),
+        ("chat_template.jinja", b"caf\xe9"),
+        ("golden.json", b"{}"),
+        ("golden.json", b"\xff"),
+        ("golden.json", b"[" * 100_000),
+    ],
+)
 def test_a_file_with_the_right_digest_that_cannot_be_read_is_named(
-    bundle: Bundle, copy: Path, name: str
+    bundle: Bundle, copy: Path, name: str, content: bytes
 ) -> None:
-    (copy / name).write_bytes(b"{}")
-    with_golden(bundle, copy, lambda rows: None) if name != "golden.json" else _resign(bundle, copy)
+    (copy / name).write_bytes(content)
+    _resign(bundle, copy)
     with pytest.raises(BundleError, match=name):
         Scorer.open(ServiceConfig(bundle=copy))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("prompt", [{"role": "bot", "content": "x"}], r"role: .* 'system'"),
+        ("prompt", "", "the conversation is empty"),
+        ("ids", ["x"], r"ids\.0: .* integer"),
+        ("reward", None, "reward: .* number"),
+    ],
+)
+def test_a_golden_row_that_is_none_is_named_by_its_number(
+    bundle: Bundle, copy: Path, field: str, value: object, reason: str
+) -> None:
+    with_golden(bundle, copy, lambda rows: rows[2].update({field: value}))
+    with pytest.raises(BundleError, match=rf"^golden\.json: row 2: {reason}") as refused:
+        Scorer.open(ServiceConfig(bundle=copy))
+    assert "\n" not in refused.value.message
 
 
 def test_importing_the_contract_stays_light() -> None:
