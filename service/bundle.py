@@ -146,6 +146,9 @@ def write_manifest(
 def load(path: str | Path) -> Bundle:
     """Verify every file of the bundle and return it; nothing is opened before its digest matched.
 
+    A bundle in use must not be changed in place. The runtime maps the weights, so that replicas
+    share them: other bytes in that file give other rewards under this id, with no error. Write
+    another directory, as export does.
     Raises BundleError naming the file: missing, unlisted, changed, a link, or a manifest of an
     unknown schema version.
     """
