@@ -8,10 +8,12 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from service.errors import DataError, RewardError
 from service.request import ScoreRequest, parse
@@ -25,9 +27,9 @@ def score_file(scorer: Scorer, data: Path, out: Path) -> Iterator[int]:
 
     Raises DataError naming the rows among which one cannot be scored; what came before is kept.
     """
-    done = _finished_rows(scorer, data, out)
-    yield done
-    with out.open("a", encoding="utf-8") as file:
+    with _appending(out) as file:
+        done = _finished_rows(scorer, data, out)
+        yield done
         for rows in _chunks(islice(enumerate(read_rows(data), 1), done, None), data):
             pairs = [pair for row in rows for pair in row.as_pairs(len(row.responses or [0]))]
             try:
@@ -44,37 +46,47 @@ def score_file(scorer: Scorer, data: Path, out: Path) -> Iterator[int]:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL, gzipped JSONL or Parquet file."""
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-        return
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}:{number}: not JSON: {error}") from error
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    with _reading(path):
+        yield from _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
 
 
 def count_rows(path: Path) -> int | None:
     """How many rows there are, where the format says so without reading them."""
     if path.suffix != ".parquet":
         return None
-    return int(_pyarrow().ParquetFile(path).metadata.num_rows)
+    with _reading(path):
+        return int(_pyarrow().ParquetFile(path).metadata.num_rows)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever Python, gzip and pyarrow raise for a file becomes a DataError that names it."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _appending(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error}") from error
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in _pyarrow().ParquetFile(path).iter_batches(CHUNK_PAIRS):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    for batch in _pyarrow().ParquetFile(path).iter_batches(CHUNK_PAIRS):
+        yield from batch.to_pylist()
 
 
 def _pyarrow() -> Any:
@@ -141,7 +153,7 @@ def _finished_rows(scorer: Scorer, data: Path, out: Path) -> int:
 
     A line that a crash cut short is removed.
     """
-    if not out.exists():
+    if not out.stat().st_size:
         return 0
     done = whole = 0
     with out.open("rb") as file:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from service.bundle import Bundle
 from service.errors import DataError
-from service.offline import score_file
+from service.offline import count_rows, score_file
 from service.pairs import Pair
 from service.scorer import Scorer, score_offline
 from training.demo.data import generate
@@ -111,3 +114,57 @@ def test_a_bad_row_is_named_by_its_number(scorer, tmp_path: Path, row, message: 
     data = _write(tmp_path, "rows.jsonl", [{"prompt": "a", "response": "b"}, row])
     with pytest.raises(DataError, match=message):
         list(score_file(scorer, data, tmp_path / "out.jsonl"))
+
+
+def _damaged(whole: bytes) -> bytes:
+    return whole[:40] + bytes(byte ^ 255 for byte in whole[40:60]) + whole[60:]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("rows.jsonl", lambda whole: whole + b"\xff"),
+        ("rows.jsonl", lambda whole: b'{"prompt": ' + b"[" * 100_000),
+        ("rows.jsonl.gz", _damaged),
+        ("rows.jsonl.gz", lambda whole: whole[:-20]),
+        ("rows.jsonl.gz", lambda whole: b"{}"),
+        ("rows.parquet", _damaged),
+        ("rows.parquet", lambda whole: whole[:-20]),
+        ("rows.parquet", lambda whole: b""),
+    ],
+)
+def test_a_damaged_file_is_named(scorer, rows, tmp_path: Path, name: str, damage) -> None:
+    data = _write(tmp_path, name, rows[:120])
+    data.write_bytes(damage(data.read_bytes()))
+    with pytest.raises(DataError, match=f"^{data}:"):
+        list(score_file(scorer, data, tmp_path / "out.jsonl"))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense"])
+def test_rows_of_a_broken_file_are_not_counted(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read"):
+        count_rows(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    ("data", "out", "named"),
+    [
+        ("none.jsonl", "out.jsonl", "none.jsonl: cannot be read"),
+        ("none.jsonl.gz", "out.jsonl", "none.jsonl.gz: cannot be read"),
+        ("none.parquet", "out.jsonl", "none.parquet: cannot be read"),
+        ("rows.jsonl", "none/out.jsonl", "none/out.jsonl: cannot be written"),
+        ("rows.jsonl", ".", ": cannot be written"),
+    ],
+)
+def test_a_file_that_is_not_there_is_one_clear_line(
+    bundle: Bundle, rows, tmp_path: Path, data: str, out: str, named: str
+) -> None:
+    _write(tmp_path, "rows.jsonl", rows[:2])
+    arguments = [str(bundle.path), f"--data={tmp_path / data}", f"--out={tmp_path / out}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "score", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
