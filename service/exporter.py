@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from functools import partial
+from http.client import HTTPException
 from typing import Any
 
 import ray
@@ -61,7 +62,7 @@ async def cluster_page(threads: Executor) -> bytes:
         for node in nodes
         if node["Alive"]
     ]
-    pages = await asyncio.gather(*(aside(_fetch, address) for address in addresses))
+    pages = await asyncio.gather(*(aside(fetch, address) for address in addresses))
     return await aside(merge, [page for page in pages if page is not None])
 
 
@@ -88,12 +89,13 @@ class _Families:
         yield from self._families
 
 
-def _fetch(address: str) -> str | None:
+def fetch(address: str) -> str | None:
+    """A node's page; None where there is no whole one."""
     try:
         with urllib.request.urlopen(address, timeout=NODE_TIMEOUT_S) as response:
             return str(response.read().decode())
-    except OSError as error:
-        log.warning("no metrics from a node: %s", error)
+    except (OSError, HTTPException) as error:
+        log.warning("no metrics from a node: %r", error)
         return None
 
 

@@ -1,11 +1,14 @@
 """The recorder, and pages merged."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
-from service.exporter import merge
+from service.exporter import fetch, merge
 from service.metrics import REWARD_BOUNDARIES, SERIES, Recorder
 
 
@@ -76,3 +79,22 @@ def test_pages_of_two_nodes_become_one_with_one_type_per_family() -> None:
     assert len(samples) == 10
     assert samples["ray_x_total", (("node", "b"),)] == 2
     assert samples["ray_h_bucket", (("le", "+Inf"), ("node", "a"))] == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nray_x_total 2.0",  # died in mid-answer
+        b"HTTP/1.1 500 Internal Server Error\r\n\r\n",
+        b"\x00\x01\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_node_that_does_not_answer_whole_is_left_out(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+        page = threads.submit(fetch, f"http://127.0.0.1:{server.getsockname()[1]}/metrics")
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+        assert page.result(timeout=10) is None
