@@ -43,8 +43,7 @@ class Exporter:
     def publish(self) -> None:
         taken = self._recorder.drain()
         for (series, labels), value in taken.added.items():
-            if value:
-                self._series[series].inc(value, tags=_tags(series, labels))
+            _count(self._series[series], value, _tags(series, labels))
         for gauge, read in taken.watched.items():
             self._series[gauge].set(read())
         for (series, labels), values in taken.observed.items():
@@ -106,6 +105,14 @@ def _make(series: Series) -> Any:
         return ray_metrics.Histogram(series.name, series.help, boundaries, tag_keys=labels)
     kind = ray_metrics.Counter if series.kind == "counter" else ray_metrics.Gauge
     return kind(series.name, series.help, tag_keys=labels)
+
+
+def _count(counter: Any, value: float, tags: dict[str, str]) -> None:
+    """A count of 0 is one, too. `inc` refuses it; Ray's agents do not (2.60)."""
+    if value:
+        counter.inc(value, tags=tags)
+    else:
+        counter._record(0, tags)
 
 
 def _tags(series: Series, labels: Labels) -> dict[str, str]:

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 Labels = tuple[str, ...]
@@ -63,7 +64,9 @@ TOKENIZE = Series(
 )
 ENGINE = Series("reward_engine_seconds", "histogram", "One engine run.", (), _SECONDS)
 # A Ray Histogram takes no boundary at or below 0 and makes its sum of bucket middles, so the
-# distribution of a reward is counters: cumulative buckets, and the two parts of the sum.
+# distribution of a reward is counters: cumulative buckets, and the two parts of the sum. All are
+# there from the first reward: histogram_quantile takes 0 for the end of a bucket that is missing,
+# and a difference of two series needs both.
 REWARD_BUCKET = Series(
     "reward_distribution_bucket", "counter", "Rewards at or below `le`.", ("bundle", "le")
 )
@@ -74,7 +77,7 @@ REWARD_NEGATIVE = Series(
     "reward_distribution_negative", "counter", "Minus the sum of the rewards below 0.", ("bundle",)
 )
 REWARD_BOUNDARIES = (-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6)
-_LE = (*(f"{boundary:g}" for boundary in REWARD_BOUNDARIES), "+Inf")
+LE = (*(f"{boundary:g}" for boundary in REWARD_BOUNDARIES), "+Inf")
 
 SERIES = (
     *(
@@ -108,8 +111,10 @@ class Recorder:
         default_factory=lambda: defaultdict(list)
     )
 
-    rewarded: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
-    "by bundle and the first of the buckets that hold it"
+    rewarded: dict[str, list[int]] = field(
+        default_factory=lambda: defaultdict(lambda: [0] * len(LE))
+    )
+    "by bundle, for how many rewards each bucket is the first that holds them"
 
     def add(self, series: Series, value: float = 1, *labels: str) -> None:
         if self.listening:
@@ -127,15 +132,16 @@ class Recorder:
         """Add rewards to their bundle's distribution."""
         if not self.listening:
             return
+        counts = self.rewarded[bundle]
         for reward in rewards:
-            self.rewarded[bundle, bisect_left(REWARD_BOUNDARIES, reward)] += 1
-            part = REWARD_POSITIVE if reward > 0 else REWARD_NEGATIVE
-            self.added[part, (bundle,)] += abs(reward)
+            counts[bisect_left(REWARD_BOUNDARIES, reward)] += 1
+            self.added[REWARD_POSITIVE, (bundle,)] += max(reward, 0)
+            self.added[REWARD_NEGATIVE, (bundle,)] += max(-reward, 0)
 
     def drain(self) -> "Recorder":
         """Hand over what was recorded and begin anew; gauges stay watched."""
-        for (bundle, bucket), count in self.rewarded.items():
-            for le in _LE[bucket:]:
+        for bundle, counts in self.rewarded.items():
+            for le, count in zip(LE, accumulate(counts), strict=True):
                 self.added[REWARD_BUCKET, (bundle, le)] += count
         self.rewarded.clear()
         taken = Recorder(True, self.added, self.watched, self.observed)

@@ -1,5 +1,6 @@
 """The recorder, and pages merged."""
 
+import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,8 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
-from service.exporter import fetch, merge
-from service.metrics import REWARD_BOUNDARIES, SERIES, Recorder
+from service.exporter import Exporter, fetch, merge
+from service.metrics import LE, REWARD_BOUNDARIES, REWARD_BUCKET, SERIES, Recorder
 
 
 def test_names_are_unique_and_say_their_unit() -> None:
@@ -32,6 +33,31 @@ def test_the_distribution_of_rewards_is_cumulative_and_gives_the_mean() -> None:
     assert added[metrics.REWARD_BUCKET, ("b", "+Inf")] == len(rewards)
     total = added[metrics.REWARD_POSITIVE, ("b",)] - added[metrics.REWARD_NEGATIVE, ("b",)]
     assert total == pytest.approx(sum(rewards))
+
+
+def test_every_part_of_the_distribution_is_there_with_the_first_reward() -> None:
+    """`histogram_quantile` begins a bucket where the one before it ends, and at 0 if it is missing:
+    the median of these would be 1.5."""
+    recorder = Recorder()
+    recorder.rewards("b", [2.5, 2.6, 2.7])
+    added = recorder.drain().added
+    counts = {labels[1]: n for (series, labels), n in added.items() if series is REWARD_BUCKET}
+    assert counts == {**dict.fromkeys(LE, 0), "3": 3, "4": 3, "6": 3, "+Inf": 3}
+    assert (metrics.REWARD_NEGATIVE, ("b",)) in added  # for the sum, which is a difference
+
+
+async def _published(recorder: Recorder) -> None:
+    Exporter(recorder).publish()
+
+
+def test_ray_takes_what_a_recorder_hands_over() -> None:
+    recorder = Recorder()
+    recorder.rewards("b", [2.5])  # and so buckets that hold 0 rewards
+    recorder.add(metrics.PADDING, 0)
+    recorder.watch(metrics.QUEUE_ROWS, lambda: 0)
+    recorder.observe(metrics.ENGINE, 0.5)
+    asyncio.run(_published(recorder))
+    assert not recorder.added
 
 
 def test_draining_hands_over_once_and_gauges_stay_watched() -> None:
