@@ -16,6 +16,7 @@ def run_isolated(
 ) -> tuple[list[Outcome], int]:
     """For every row its reward or its error, and how often memory was short.
 
+    prefix_tokens: of the first row, as engines take it; so of the half that it is in.
     A batch that fails is halved until only the guilty row fails; a prefix is given up first,
     since its states may be what failed, and no row is blamed for that.
     """
@@ -34,9 +35,8 @@ def run_isolated(
     if len(rows) == 1:
         return [failure], int(short)
     half = len(rows) // 2
-    kept = prefix_tokens if short else 0
-    first, in_first = run_isolated(engine, rows[:half], kept)
-    second, in_second = run_isolated(engine, rows[half:], kept)
+    first, in_first = run_isolated(engine, rows[:half], prefix_tokens)
+    second, in_second = run_isolated(engine, rows[half:], 0)
     return first + second, in_first + in_second + short
 
 
