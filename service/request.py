@@ -82,6 +82,12 @@ PairField = Annotated[
 ]
 TAGS = frozenset(("<text>", "<messages>", "<pair>", "<text pair>", "<token ids>"))
 
+Milliseconds = Annotated[
+    float,
+    Field(strict=True, gt=0, le=2**53 - 1, multiple_of=1, json_schema_extra={"type": "integer"}),
+]
+"1500 and 1500.0, but neither true nor a text; up to what every JSON parser holds (RFC 8259, 6)"
+
 
 class ScoreRequest(BaseModel):
     """Either `pairs`, or one `prompt` with a group of `responses`."""
@@ -93,7 +99,7 @@ class ScoreRequest(BaseModel):
     responses: list[str] | None = None
     truncation: Truncation = "prompt"
     'over its token limit a text is cut ("prompt") or refused ("error")'
-    deadline_ms: Annotated[int, Field(gt=0)] | None = None
+    deadline_ms: Milliseconds | None = None
     "how long the caller waits: 503 after that; the service's own deadline_s, if that is sooner"
 
     @model_validator(mode="after")

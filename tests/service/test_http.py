@@ -111,6 +111,13 @@ MALFORMED = {
     "an unknown truncation": (
         {"pairs": [PAIR], "truncation": "left"}, 400, "truncation",
     ),
+    "a deadline beyond all numbers": (
+        b'{"pairs": [{"prompt": "a", "response": "b"}], "deadline_ms": 1%s}' % (b"0" * 309),
+        400, "deadline_ms",
+    ),
+    "a truth as deadline": ({"pairs": [PAIR], "deadline_ms": True}, 400, "deadline_ms"),
+    "a text as deadline": ({"pairs": [PAIR], "deadline_ms": "1500"}, 400, "deadline_ms"),
+    "a deadline in parts": ({"pairs": [PAIR], "deadline_ms": 1500.5}, 400, "deadline_ms"),
     "a prompt alone": ({"prompt": "a"}, 400, "body"),
     "a message without content": (
         {"prompt": [{"role": "user"}], "responses": ["x"]}, 400, "prompt[0].content",
@@ -131,6 +138,12 @@ def test_bad_input_is_refused_and_named_and_nothing_is_queued(counting, config, 
     assert list(error) == ["code", "message", "field"] and error["field"] == field
     assert field in error["message"]
     assert counting.engine.rows == before
+
+
+@pytest.mark.parametrize("deadline_ms", [60_000, 60_000.0, 2**53 - 1])
+def test_a_deadline_is_a_whole_number_however_it_is_written(scorer, config, deadline_ms) -> None:
+    body = {"pairs": [PAIR], "deadline_ms": deadline_ms}
+    assert ask(scorer, config, "POST", "/score", json=body).status_code == 200
 
 
 def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(scorer, config) -> None:
