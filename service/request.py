@@ -14,7 +14,7 @@ from pydantic import (
 
 from service.errors import InvalidRequest, TooLarge
 from service.pairs import Asked, Pair, Templated, TokenIds
-from service.text import Message, Truncation
+from service.text import Message, Text, Truncation
 
 
 def _prompt_form(value: Any) -> str | None:
@@ -24,7 +24,7 @@ def _prompt_form(value: Any) -> str | None:
 
 
 PromptField = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[tuple[Message, ...], Tag("<messages>")],
+    Annotated[Text, Tag("<text>")] | Annotated[tuple[Message, ...], Tag("<messages>")],
     Discriminator(
         _prompt_form,
         custom_error_type="prompt_form",
@@ -38,7 +38,7 @@ class ScorePair(BaseModel):
 
     prompt: PromptField
     "a string (one user turn, where the bundle has a chat template) or a list of messages"
-    response: str
+    response: Text
 
     def asked(self) -> Asked:
         return Pair(self.prompt, self.response)
@@ -47,7 +47,7 @@ class ScorePair(BaseModel):
 class ScoreText(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    text: str
+    text: Text
     """prompt and response with a chat template applied to them already, ending included; special
     tokens in it are special, none is added but a missing BOS; over the limits it loses its left"""
 
@@ -96,7 +96,7 @@ class ScoreRequest(BaseModel):
 
     pairs: list[PairField] | None = None
     prompt: PromptField | None = None
-    responses: list[str] | None = None
+    responses: list[Text] | None = None
     truncation: Truncation = "prompt"
     'over its token limit a text is cut ("prompt") or refused ("error")'
     deadline_ms: Milliseconds | None = None

@@ -6,9 +6,9 @@ Training and serving both encode through `Encoder`. Knows text and ids; knows no
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from service.bundle import Bundle
 from service.errors import BundleError, InvalidRequest, TooLong
@@ -17,11 +17,26 @@ from service.rendering import Rendering, Turn, turn_of
 from service.sealed import Opening, SealedTokenizer, Tokens
 
 
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{text[error.start]!a} at {error.start} is half of a character (a lone surrogate), "
+            "which no tokenizer takes; send all of it"
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"what has a form in UTF-8; Python's own strings, those of its json among them, may have none"
+
+
 class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
+    content: Text
 
 
 _NONE = array("i")

@@ -108,6 +108,12 @@ def test_output_of_another_origin_is_not_continued(scorer, rows, tmp_path: Path)
         ({"prompt": "", "response": "a"}, "row 2: .*the conversation is empty"),
         ({"prompt": "a", "responses": []}, "row 2: .*there are none"),
         ([], "row 2: not an object"),
+        ({"prompt": "a\ud83d", "response": "b"}, "row 2: prompt: .*half of a character"),
+        ({"prompt": "a", "response": "b\ude00"}, r"row 2: responses\[0\]: .*half of a character"),
+        (
+            {"prompt": [{"role": "user", "content": "\ud83d"}], "response": "b"},
+            r"row 2: prompt\[0\]\.content: .*half of a character",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_its_number(scorer, tmp_path: Path, row, message: str) -> None:
