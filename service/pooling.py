@@ -2,20 +2,46 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
 
 from service.errors import InvalidRequest
 from service.pairs import Asked, TokenIds
+from service.request import Ids
 from service.scorer import Result
 from service.wire import Answer, Template, Wire, asked_text
 
-TokenList = tuple[int, ...]
+
+def _input_form(value: Any) -> str | None:
+    """By the first element of a list, so that an error names what differs from it."""
+    if isinstance(value, str):
+        return "<text>"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    if isinstance(first, str):
+        return "<texts>"
+    return "<lists of token ids>" if isinstance(first, list) else "<token ids>"
+
+
+InputField = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Tag("<texts>")]
+    | Annotated[list[Ids], Tag("<lists of token ids>")]
+    | Annotated[Ids, Tag("<token ids>")],
+    Discriminator(
+        _input_form,
+        custom_error_type="input_form",
+        custom_error_message="neither a text, nor token ids, nor a list of either",
+    ),
+]
 
 
 class Pooling(Wire):
     """What vLLM's and SGLang's pooling endpoints have in common."""
 
-    input: str | list[str] | list[TokenList] | TokenList
+    input: InputField
     "one text or several, rendered; or token ids, scored as they are"
     model: str = ""
 
@@ -23,7 +49,7 @@ class Pooling(Wire):
         several: list[Any] = [*self.input] if isinstance(self.input, list) else [self.input]
         return [self._one(each, template, f"input[{i}]") for i, each in enumerate(several)]
 
-    def _one(self, each: str | TokenList, template: Template, field: str) -> Asked:
+    def _one(self, each: str | Ids, template: Template, field: str) -> Asked:
         if isinstance(each, str):
             return asked_text(each, "", None, template, field)
         if template == "chat":

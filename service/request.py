@@ -33,6 +33,10 @@ PromptField = Annotated[
 ]
 
 
+Ids = tuple[Annotated[int, Field(strict=True)], ...]
+'true, 1.0 and "1" are no token ids'
+
+
 class ScorePair(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -58,7 +62,7 @@ class ScoreText(BaseModel):
 class ScoreTokenIds(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    input_ids: tuple[Annotated[int, Field(strict=True)], ...]
+    input_ids: Ids
     "token ids of the bundle's tokenizer, scored exactly as they are: refused over the limits"
 
     def asked(self) -> Asked:
@@ -80,7 +84,6 @@ PairField = Annotated[
     | Annotated[ScoreTokenIds, Tag("<token ids>")],
     Discriminator(_pair_form),
 ]
-TAGS = frozenset(("<text>", "<messages>", "<pair>", "<text pair>", "<token ids>"))
 
 Milliseconds = Annotated[
     float,
@@ -162,7 +165,7 @@ def invalid(error: ValidationError) -> InvalidRequest:
     for part in first["loc"]:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif part not in TAGS:
+        elif not part.startswith("<"):  # the tag of a union's form
             field += f".{part}" if field else part
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field or 'body'}: {message}", field=field or "body")

@@ -181,6 +181,45 @@ def test_token_ids_are_honoured(scorer, config, result) -> None:
     ]
 
 
+IDS = ["/classify", "/v1/classify", "/v1/embeddings"]
+
+
+@pytest.mark.parametrize("path", IDS)
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ([["1", "2"]], "input[0][0]"),
+        ([[1], [True]], "input[1][0]"),
+        ([[1.0, 2]], "input[0][0]"),
+        ([1.0, 2], "input[0]"),
+        ([True], "input[0]"),
+    ],
+)
+def test_only_integers_are_token_ids(scorer, config, path, given, field) -> None:
+    answer = post(scorer, config, path, {"input": given})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+
+
+@pytest.mark.parametrize("path", IDS)
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (["a", [1]], "input[1]"),
+        (["a", 1], "input[1]"),
+        ([[1], "a"], "input[1]"),
+        ([1, "a"], "input[1]"),
+        ({"a": 1}, "input"),
+        (None, "input"),
+        (7, "input"),
+    ],
+)
+def test_an_input_of_no_form_is_named_as_it_was_sent(scorer, config, path, given, field) -> None:
+    answer = post(scorer, config, path, {"input": given})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"]) == (400, field)
+    assert error["message"].startswith(f"{field}: ")
+
+
 def test_a_long_prompt_is_cut_where_score_cuts_it(scorer, config) -> None:
     """The response's share is found from `prompts`; without them the text loses its left."""
     prompt, response = "kite " * 300, "The sum is 12. " * 3
