@@ -46,6 +46,7 @@ class Encoding:
         deadline_s: float | None,
         patient: bool,
         room: ExitStack,
+        name: str = "pairs",
     ) -> list[Encoded]:
         """Token ids of every pair, whose characters count as waiting until `room` is closed.
 
@@ -60,9 +61,9 @@ class Encoding:
         self._waiting += text
         room.callback(self._leave, text)
         if len(pairs) < SLICE and text + ids <= INLINE_CHARACTERS:
-            encoded = self.encode(pairs, truncation)
+            encoded = self.encode(pairs, truncation, name=name)
         else:
-            encoded = await self._aside(pairs, truncation, due)
+            encoded = await self._aside(pairs, truncation, due, name)
         if text:
             tokens = sum(len(row.packed) for row in encoded) - ids
             self._tokens_per_character = tokens / text
@@ -72,7 +73,7 @@ class Encoding:
         self._waiting -= text
 
     async def _aside(
-        self, pairs: Sequence[Asked], truncation: Truncation, due: float | None
+        self, pairs: Sequence[Asked], truncation: Truncation, due: float | None, name: str
     ) -> list[Encoded]:
         """In the threads, slice by slice. Raises InvalidRequest, TooLong, DeadlineExceeded."""
         loop = asyncio.get_running_loop()
@@ -82,7 +83,7 @@ class Encoding:
                 for start in range(0, len(pairs), SLICE):
                     part = pairs[start : start + SLICE]
                     encoded += await loop.run_in_executor(
-                        self._threads, self.encode, part, truncation, start
+                        self._threads, self.encode, part, truncation, start, name
                     )
         except TimeoutError:
             raise DeadlineExceeded(
@@ -92,11 +93,16 @@ class Encoding:
         return encoded
 
     def encode(
-        self, pairs: Sequence[Asked], truncation: Truncation = "prompt", first: int = 0
+        self,
+        pairs: Sequence[Asked],
+        truncation: Truncation = "prompt",
+        first: int = 0,
+        name: str = "pairs",
     ) -> list[Encoded]:
         """Token ids of every pair. Pairs that share a prompt are encoded as one group.
 
-        first: index of the first of them in its request, for the names in errors.
+        For the names in errors: the index of the first of them in its request, and what the caller
+        calls them.
         """
         groups: dict[str | tuple[Message, ...], list[int]] = {}
         templated: dict[str, list[int]] = {}
@@ -104,7 +110,7 @@ class Encoding:
         vocab_size, max_tokens = self._sizes.architecture.vocab_size, self._sizes.text.max_tokens
         for i, pair in enumerate(pairs):
             if isinstance(pair, TokenIds):
-                field = f"pairs[{first + i}].input_ids"
+                field = f"{name}[{first + i}].input_ids"
                 encoded[i] = pair.encoded(vocab_size, max_tokens, field)
             elif isinstance(pair, Templated):
                 templated.setdefault(pair.prompt, []).append(i)
@@ -115,7 +121,7 @@ class Encoding:
                 prompt,
                 [pair.response for i in members if isinstance(pair := pairs[i], Pair)],
                 truncation,
-                [f"pairs[{first + i}]" for i in members],
+                [f"{name}[{first + i}]" for i in members],
             )
             encoded.update(zip(members, rows, strict=True))
         for start, members in templated.items():
@@ -123,7 +129,7 @@ class Encoding:
                 start,
                 [pair.text for i in members if isinstance(pair := pairs[i], Templated)],
                 truncation,
-                [f"pairs[{first + i}]" for i in members],
+                [f"{name}[{first + i}]" for i in members],
             )
             encoded.update(zip(members, rows, strict=True))
         return [encoded[i] for i in range(len(pairs))]

@@ -56,7 +56,9 @@ class GrpcApi:
             deadline_s = asked.deadline_s(self._deadline_s)
             if asked.deadline_ms is not None:
                 self._scorer.refuse_hopeless(deadline_s)
-            entry.scores = await self._scorer.score(pairs, asked.truncation, deadline_s)
+            entry.scores = await self._scorer.score(
+                pairs, asked.truncation, deadline_s, name=asked.name
+            )
             entry.code = "OK"
             context.set_trailing_metadata([("x-request-id", entry.request_id)])
             return self._response(entry.scores, entry.request_id)

@@ -129,7 +129,7 @@ def _add_score(api: FastAPI, scorer: Scorer, config: ServiceConfig) -> None:
         deadline_s = asked.deadline_s(config.deadline_s)
         if asked.deadline_ms is not None:
             scorer.refuse_hopeless(deadline_s)
-        scores = await scorer.score(pairs, asked.truncation, deadline_s)
+        scores = await scorer.score(pairs, asked.truncation, deadline_s, name=asked.name)
         request.state.entry.scores = scores
         content = _render(scorer, scores, request.state.entry.request_id)
         return Response(content, media_type="application/json")

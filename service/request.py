@@ -116,25 +116,30 @@ class ScoreRequest(BaseModel):
         """Seconds from now, the service's own limit included."""
         return longest_s if self.deadline_ms is None else min(self.deadline_ms / 1e3, longest_s)
 
+    @property
+    def name(self) -> str:
+        """What the caller calls the pairs: of a group, its responses."""
+        return "responses" if self.pairs is None else "pairs"
+
     def as_pairs(self, max_pairs: int) -> list[Asked]:
         """The pairs to score. Raises InvalidRequest or TooLarge, naming the field."""
-        pairs: list[Asked]
-        if self.pairs is not None:
-            pairs = [pair.asked() for pair in self.pairs]
-        else:
-            assert self.prompt is not None and self.responses is not None
-            pairs = [Pair(self.prompt, response) for response in self.responses]
+        pairs = self._group() if self.pairs is None else [pair.asked() for pair in self.pairs]
         if not pairs:
-            raise InvalidRequest("pairs: there are none; send at least one", field="pairs")
-        check_count(len(pairs), max_pairs)
+            message = f"{self.name}: there are none; send at least one"
+            raise InvalidRequest(message, field=self.name)
+        check_count(len(pairs), max_pairs, self.name)
         for i, pair in enumerate(pairs):
             if isinstance(pair, Pair) and not pair.prompt:
-                field = f"pairs[{i}].prompt"
+                field = "prompt" if self.pairs is None else f"pairs[{i}].prompt"
                 raise InvalidRequest(f"{field}: the conversation is empty", field=field)
         return pairs
 
+    def _group(self) -> list[Asked]:
+        assert self.prompt is not None and self.responses is not None
+        return [Pair(self.prompt, response) for response in self.responses]
 
-def check_count(pairs: int, max_pairs: int, field: str = "pairs") -> None:
+
+def check_count(pairs: int, max_pairs: int, field: str) -> None:
     """Raise TooLarge where there are more than one request may have."""
     if pairs > max_pairs:
         raise TooLarge(

@@ -107,19 +107,20 @@ class Scorer:
         truncation: Truncation = "prompt",
         deadline_s: float | None = None,
         patient: bool = False,
+        name: str = "pairs",
     ) -> Scores:
         """Rewards in the order of the pairs. Nothing is queued unless every pair is valid.
 
         deadline_s counts from now; None: no deadline. A patient caller waits until its deadline
         where others are refused because too much is waiting. Raises InvalidRequest, TooLong,
-        Overloaded, DeadlineExceeded, Draining, EngineFailure; `field` names the pair.
+        Overloaded, DeadlineExceeded, Draining, EngineFailure; `field` names the pair, `name[i]`.
         """
         if self.draining:
             raise Draining("this replica is shutting down; send the request again")
         self._in_flight += 1
         try:
             with ExitStack() as room:
-                return await self._score(pairs, truncation, deadline_s, patient, room)
+                return await self._score(pairs, truncation, deadline_s, patient, room, name)
         finally:
             self._in_flight -= 1
 
@@ -130,10 +131,11 @@ class Scorer:
         deadline_s: float | None,
         patient: bool,
         room: ExitStack,
+        name: str,
     ) -> Scores:
         started = time.perf_counter()
         try:
-            encoded = await self.encoding.within(pairs, truncation, deadline_s, patient, room)
+            encoded = await self.encoding.within(pairs, truncation, deadline_s, patient, room, name)
         except (DeadlineExceeded, asyncio.CancelledError) as error:
             reason = "deadline" if isinstance(error, DeadlineExceeded) else "caller_left"
             self.recorder.add(metrics.DROPPED, len(pairs), reason)
@@ -145,7 +147,7 @@ class Scorer:
             rows = [row.packed for row in encoded]
             scored = await self.scheduler.score(rows, left_s, patient, entered=room.close)
         except RewardError as error:
-            error.field = error.field and error.field.replace("rows[", "pairs[")
+            error.field = error.field and error.field.replace("rows[", f"{name}[")
             raise
         self.recorder.add(metrics.ROWS, len(pairs), self.bundle.manifest.id)
         self.recorder.rewards(self.bundle.manifest.id, scored.rewards)

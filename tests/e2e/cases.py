@@ -63,10 +63,10 @@ ANSWER = {"response": "b"}
 REFUSED = [
     _invalid("both forms", "body", {"pairs": [PAIR], "prompt": "a", "responses": ["x"]}),
     _invalid("no pairs", "pairs", {"pairs": []}),
-    _invalid("no responses", "pairs", {"prompt": "a", "responses": []}),
+    _invalid("no responses", "responses", {"prompt": "a", "responses": []}),
     _invalid("no prompt", "pairs[1].prompt", {"pairs": [PAIR, {"prompt": None, "response": "b"}]}),
     _invalid("empty prompt", "pairs[1].prompt", {"pairs": [PAIR, {"prompt": "", "response": "b"}]}),
-    _invalid("no messages", "pairs[0].prompt", {"prompt": [], "responses": ["x"]}),
+    _invalid("no messages", "prompt", {"prompt": [], "responses": ["x"]}),
     _invalid(
         "an unknown role",
         "prompt[0].role",
@@ -105,12 +105,28 @@ REFUSED = [
         "pairs[1]",
     ),
     Refused(
-        "too many pairs",
+        "a response of a group too long, and an error asked for",
+        {"prompt": "a", "responses": ["x", "b " * 900], "truncation": "error"},
+        422,
+        "INVALID_ARGUMENT",
+        "too_long",
+        "responses[1]",
+    ),
+    Refused(
+        "one of many responses too long, and an error asked for",
+        {"prompt": "a", "responses": ["x"] * 40 + ["b " * 900], "truncation": "error"},
+        422,
+        "INVALID_ARGUMENT",
+        "too_long",
+        "responses[40]",
+    ),
+    Refused(
+        "too many responses",
         {"prompt": "a", "responses": ["x"] * 9000},
         413,
         "INVALID_ARGUMENT",
         "too_large",
-        "pairs",
+        "responses",
     ),
 ]
 

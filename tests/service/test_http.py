@@ -171,9 +171,11 @@ def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, confi
             raise RuntimeError("secret path")
 
     scorer = Scorer(bundle, Broken(bundle, "fp32"), RaggedBudget(1024), config)
+    group = ask(scorer, config, "POST", "/score", json={"prompt": "a", "responses": ["b"]})
     answer = ask(scorer, config, "POST", "/score", json={"pairs": [PAIR]})
     scorer.close()
     assert answer.status_code == 500 and answer.json()["error"]["field"] == "pairs[0]"
+    assert group.status_code == 500 and group.json()["error"]["field"] == "responses[0]"
     assert "secret path" not in answer.text and "Traceback" not in answer.text
 
 
