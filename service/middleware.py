@@ -117,7 +117,7 @@ class Limits:
             raise TooLarge(
                 f"headers: {size} bytes, the limit is {self.max_header_bytes}", field="headers"
             )
-        if headers.get(b"content-encoding", b"identity") != b"identity":
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise InvalidRequest(
                 "content-encoding: compressed bodies are not accepted", field="content-encoding"
             )

@@ -165,6 +165,13 @@ def test_compressed_bodies_and_huge_headers_are_refused(scorer, config) -> None:
     assert huge.status_code == 413 and huge.json()["error"]["field"] == "headers"
 
 
+def test_a_body_said_to_be_as_it_is_may_be_said_so_in_capitals(scorer, config) -> None:
+    """RFC 9110, 8.4.1: content codings are case-insensitive."""
+    headers = {"content-encoding": "Identity"}
+    answer = ask(scorer, config, "POST", "/score", json={"pairs": [PAIR]}, headers=headers)
+    assert answer.status_code == 200
+
+
 def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, config) -> None:
     class Broken(RaggedEngine):
         def run(self, rows, prefix_tokens=0):
