@@ -56,8 +56,8 @@ class Keys:
         ]
         if not any(matches):
             raise Unauthorized(
-                'authorization: send "Bearer KEY" with one of the API keys; trainers, which cannot '
-                "set headers, have key=KEY in their URL",
+                'authorization: send "Bearer KEY" with one of the API keys; as key=KEY in the URL '
+                "it is taken by trainers' endpoints only",
                 field="authorization",
             )
 

@@ -14,6 +14,7 @@ from service.bundle import Bundle
 from service.config import ServiceConfig
 from service.http_api import build_http
 from service.journal import Journal
+from service.keys import Keys
 from service.metrics import Recorder
 from service.ragged_budget import RaggedBudget
 from service.ragged_engine import RaggedEngine
@@ -44,16 +45,23 @@ def counting(bundle: Bundle, config: ServiceConfig):
     scorer.close()
 
 
-def client(scorer: Scorer, config: ServiceConfig) -> httpx.AsyncClient:
+def client(scorer: Scorer, config: ServiceConfig, keys: Keys | None = None) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(
-        build_http(scorer, config, Journal(Recorder())), raise_app_exceptions=False
+        build_http(scorer, config, Journal(Recorder()), keys), raise_app_exceptions=False
     )
     return httpx.AsyncClient(transport=transport, base_url="http://service", timeout=60)
 
 
-def ask(scorer: Scorer, config: ServiceConfig, method: str, path: str, **options) -> httpx.Response:
+def ask(
+    scorer: Scorer,
+    config: ServiceConfig,
+    method: str,
+    path: str,
+    keys: Keys | None = None,
+    **options,
+) -> httpx.Response:
     async def go() -> httpx.Response:
-        async with client(scorer, config) as http:
+        async with client(scorer, config, keys) as http:
             return await http.request(method, path, **options)
 
     return asyncio.run(go())
@@ -170,6 +178,14 @@ def test_a_body_said_to_be_as_it_is_may_be_said_so_in_capitals(scorer, config) -
     headers = {"content-encoding": "Identity"}
     answer = ask(scorer, config, "POST", "/score", json={"pairs": [PAIR]}, headers=headers)
     assert answer.status_code == 200
+
+
+def test_who_is_refused_learns_where_a_key_may_stand(scorer, config) -> None:
+    """`/score` takes none from its URL; trainers' endpoints do, and the message says which do."""
+    key = "k3y-of-today.0123456789abcdef"
+    answer = ask(scorer, config, "POST", f"/score?key={key}", Keys([key]), json={"pairs": [PAIR]})
+    assert answer.status_code == 401
+    assert "in the URL it is taken by trainers' endpoints only" in answer.json()["error"]["message"]
 
 
 def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, config) -> None:
