@@ -47,6 +47,7 @@ class Addressed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             options, path = _split(scope["path"])
+            path = path.removesuffix("/")  # no redirection: it would come after the keys' check
             if path in self.paths:
                 options += parse_qsl(scope["query_string"].decode("latin-1"), True)
                 state = {**scope.get("state", {}), "options": options}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.config import ServiceConfig
+from service.keys import Keys
 from service.scorer import Scorer
 from tests.service.test_http import ask
 
@@ -101,6 +102,16 @@ def test_chat_rebuilds_the_conversation_and_applies_the_bundles_template(
     _, read = ONE[path]
     answer = post(scorer, config, f"/template=chat{path}", CHAT[path])
     assert bits(*read(answer.json())) == bits(result["reward"])
+
+
+@pytest.mark.parametrize("path", ONE)
+@pytest.mark.parametrize("key", [None, "k3y-of-today.0123456789abcdef"])
+def test_a_slash_at_the_end_changes_nothing(scorer, config, result, path, key) -> None:
+    body, read = ONE[path]
+    for url in (f"{path}/?reward=raw&key={key}", f"/reward=raw/key={key}{path}/"):
+        answer = ask(scorer, config, "POST", url, Keys([key] if key else []), json=body)
+        assert answer.status_code == 200
+        assert bits(*read(answer.json())) == bits(result["raw_reward"])
 
 
 @pytest.mark.parametrize("path", ONE)
