@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.errors import InvalidRequest
 from service.request import invalid
 
 
@@ -28,8 +29,13 @@ class Options(BaseModel):
     @classmethod
     def parse(cls, given: list[tuple[str, str]]) -> "Options":
         """Raises InvalidRequest, naming the option."""
+        values: dict[str, str] = {}
+        for name, value in given:
+            if name in values:
+                raise InvalidRequest(f"{name}: the URL has it twice; give it once", field=name)
+            values[name] = value
         try:
-            return cls.model_validate(dict(given))
+            return cls.model_validate(values)
         except ValidationError as error:
             raise invalid(error) from None
 

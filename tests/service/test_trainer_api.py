@@ -115,6 +115,18 @@ def test_a_slash_at_the_end_changes_nothing(scorer, config, result, path, key) -
 
 
 @pytest.mark.parametrize("path", ONE)
+def test_an_option_given_twice_is_refused_and_named(scorer, config, path) -> None:
+    body, _ = ONE[path]
+    for url in (
+        f"{path}?template=raw&template=chat",
+        f"/template=chat{path}?template=raw",
+        f"/template=raw/template=raw{path}",
+    ):
+        answer = post(scorer, config, url, body)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, "template")
+
+
+@pytest.mark.parametrize("path", ONE)
 def test_an_unknown_option_is_refused_and_named(scorer, config, path) -> None:
     body, _ = ONE[path]
     for url, field in ((f"{path}?colour=red", "colour"), (f"/reward=scaled{path}", "reward")):
