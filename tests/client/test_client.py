@@ -4,6 +4,7 @@ import asyncio
 import math
 import multiprocessing
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,6 +242,39 @@ def test_one_async_client_serves_one_event_loop_after_another(url: str, expected
     with ThreadPoolExecutor(4) as threads:
         for part in threads.map(lambda _: asyncio.run(many()), range(4)):
             assert all(scores.rewards == expected for scores in part)
+
+
+def test_threads_with_an_event_loop_each_share_one_async_client() -> None:
+    """Loops end while others begin, many are known, and threads change as often as they can."""
+    interval = sys.getswitchinterval()
+    with scripted(OK) as server, ThreadPoolExecutor(8) as threads:
+        client = AsyncClient(server.url)
+        held = [_scored_in_a_loop(client) for _ in range(60)]
+        sys.setswitchinterval(1e-5)
+        try:
+            asked = [threads.submit(_loops, client, 20) for _ in range(8)]
+            assert [one.result() for one in asked] == [20] * 8
+        finally:
+            sys.setswitchinterval(interval)
+        for loop in held:
+            _end(loop)
+
+
+def _loops(client: AsyncClient, count: int) -> int:
+    for _ in range(count):
+        _end(_scored_in_a_loop(client))
+    return count
+
+
+def _scored_in_a_loop(client: AsyncClient) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(client.score(PAIRS[:1])).rewards == [1.5]
+    return loop
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")

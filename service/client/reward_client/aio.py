@@ -77,8 +77,10 @@ class AsyncClient(Settings):
         loop = asyncio.get_running_loop()
         held = self._pools.get(loop)
         if held is None:
-            for ended in [loop for loop in self._pools if loop.is_closed()]:
-                del self._pools[ended]
+            for known in self._pools.keyrefs():  # a copy: other threads have loops of their own
+                ended = known()
+                if ended is not None and ended.is_closed():
+                    self._pools.pop(ended, None)
             pool = self._open()
             held = self._pools.setdefault(loop, (pool, await anext(pool)))
         return held[1]
