@@ -18,7 +18,10 @@ HAPROXY_500 = (500, {"content-type": "text/html"}, b"<html><h1>500</h1></html>")
 
 def scored(rewards: list[Any], bundle: str = "sha256:a") -> Reply:
     row = {"raw_reward": 0.5, "tokens": 3, "truncated": False, "tokens_cut": 0}
-    results = [{"reward": reward, **row} for reward in rewards]
+    return answered(rewards, [{"reward": reward, **row} for reward in rewards], bundle)
+
+
+def answered(rewards: Any, results: list[Any], bundle: str = "sha256:a") -> Reply:
     content = {"rewards": rewards, "results": results, "bundle": {"id": bundle}, "engine": "e"}
     return 200, {"content-type": "application/json"}, json.dumps(content).encode()
 

@@ -22,7 +22,15 @@ from service.journal import Journal
 from service.metrics import Recorder
 from service.pairs import Pair, Templated
 from service.scorer import Scorer, score_offline
-from tests.client.scripted import HAPROXY_500, RAY_404, RAY_500, refused, scored, scripted
+from tests.client.scripted import (
+    HAPROXY_500,
+    RAY_404,
+    RAY_500,
+    answered,
+    refused,
+    scored,
+    scripted,
+)
 
 PAIRS = [("What is 7 plus 5?", "The sum is 12."), ("What is 7 plus 5?", "It is red."), ("Hi", "")]
 OK = scored([1.5])
@@ -196,6 +204,8 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(score) -> None:
         (scored([1.0], bundle="sha256:b"), "sha256:b answered"),
         ((200, {}, b"<html>welcome</html>"), "no score response"),
         ((200, {}, b"[1.0]"), "no score response"),
+        (answered(0.5, []), "no score response"),
+        (answered([1.5], []), "0 came with 1 rewards"),
     ],
 )
 def test_a_reward_is_never_made_up(score, answer, why: str) -> None:

@@ -129,9 +129,11 @@ def _refusal(answer: Answer) -> dict[str, Any]:
 def _scores(answer: Answer, count: int, bundle_id: str | None) -> Scores:
     try:
         content = json.loads(answer.body)
-        results = content["results"]
+        results, rewards = content["results"], content["rewards"]
+        if len(results) != len(rewards):
+            raise BadAnswer(f"results: {len(results)} came with {len(rewards)} rewards")
         scores = Scores(
-            rewards=content["rewards"],
+            rewards=rewards,
             raw_rewards=[result["raw_reward"] for result in results],
             tokens=[result["tokens"] for result in results],
             tokens_cut=[result["tokens_cut"] for result in results],
@@ -140,8 +142,6 @@ def _scores(answer: Answer, count: int, bundle_id: str | None) -> Scores:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise BadAnswer(f"the answer is no score response: {error!r}") from error
-    if len(results) != len(scores.rewards):
-        raise BadAnswer(f"results: {len(results)} came with {len(scores.rewards)} rewards")
     return checked(scores, count, bundle_id)
 
 
