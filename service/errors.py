@@ -37,6 +37,26 @@ class Unauthorized(RewardError):
     grpc_status = "UNAUTHENTICATED"
 
 
+class NotFound(RewardError):
+    """The URL's path is none of the service's."""
+
+    code = "not_found"
+    http_status = 404
+    grpc_status = "UNIMPLEMENTED"
+
+
+class MethodNotAllowed(RewardError):
+    """The path is, but it takes another method."""
+
+    code = "method_not_allowed"
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message, field="method")
+        self.allowed = allowed
+
+
 class TooLarge(RewardError):
     """More bytes, headers or pairs than the limit; split the request."""
 

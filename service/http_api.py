@@ -8,11 +8,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.address import Addressed
 from service.config import ServiceConfig
-from service.errors import RewardError
+from service.errors import MethodNotAllowed, NotFound, RewardError
 from service.journal import Journal
 from service.keys import Keys
 from service.middleware import Journaled, Keyed, Limits, error_response
@@ -176,6 +177,7 @@ class Direct:
     def __init__(self, api: FastAPI) -> None:
         self.api = api
         api.exception_handler(Exception)(_fail)
+        api.exception_handler(HTTPException)(_lost)
         self.endpoints: dict[str, Callable[[Request], Awaitable[Response]]] = {
             route.path: route.endpoint
             for route in api.routes
@@ -201,6 +203,16 @@ class Direct:
 def _refuse(request: Request, error: RewardError) -> Response:
     request.state.entry.error = error.code
     return error_response(error)
+
+
+async def _lost(request: Request, error: HTTPException) -> Response:
+    """The router raises only these two. A path may have a key in it, so none is echoed."""
+    if error.status_code == 405:
+        allowed = (error.headers or {})["Allow"]
+        message = f"method: {request.method} is not taken here; this path takes {allowed}"
+        return _refuse(request, MethodNotAllowed(message, allowed=allowed))
+    message = "path: it is none of the service's; /docs has them all"
+    return _refuse(request, NotFound(message, field="path"))
 
 
 async def _fail(request: Request, error: Exception) -> Response:

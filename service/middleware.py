@@ -7,7 +7,14 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import InvalidRequest, Overloaded, RewardError, TooLarge, Unauthorized
+from service.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    Overloaded,
+    RewardError,
+    TooLarge,
+    Unauthorized,
+)
 from service.journal import Journal, checked_id
 from service.keys import Keys
 
@@ -21,6 +28,8 @@ def error_response(error: RewardError) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allowed
     return Response(
         to_json({"error": error.as_dict()}),
         status_code=error.http_status,

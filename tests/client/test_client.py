@@ -122,7 +122,7 @@ def test_what_the_service_refuses_is_raised_at_once_with_its_field(url: str, sco
     assert caught.value.field == "pairs[1].prompt"
     with pytest.raises(Refused) as caught:
         score(f"{url}/no/such/path", deadline_s=5)
-    assert caught.value.status == 404
+    assert (caught.value.status, caught.value.code) == (404, "not_found")
     with pytest.raises(ValueError, match="nothing to score"):
         score(url, [])
 
@@ -134,6 +134,13 @@ def test_a_refusal_of_the_service_is_not_asked_again(score, status: int) -> None
             score(server.url)
         assert (caught.value.status, len(server.asked)) == (status, 1)
         assert pickle.loads(pickle.dumps(caught.value)).code == "some_code"
+
+
+def test_the_404_of_another_server_is_a_refusal_too(score) -> None:
+    with scripted((404, {}, b'{"detail": "Not Found"}')) as server:
+        with pytest.raises(Refused, match="Not Found") as caught:
+            score(server.url)
+        assert (caught.value.code, len(server.asked)) == ("", 1)
 
 
 @pytest.mark.parametrize(

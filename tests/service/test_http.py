@@ -188,6 +188,20 @@ def test_who_is_refused_learns_where_a_key_may_stand(scorer, config) -> None:
     assert "in the URL it is taken by trainers' endpoints only" in answer.json()["error"]["message"]
 
 
+def test_an_unknown_path_or_method_is_answered_as_any_refusal(scorer, config) -> None:
+    path = ask(scorer, config, "POST", "/key=a-secret/scores", json={"pairs": [PAIR]})
+    assert path.status_code == 404
+    assert list(path.json()["error"]) == ["code", "message", "field"]
+    assert (path.json()["error"]["code"], path.json()["error"]["field"]) == ("not_found", "path")
+    assert "a-secret" not in path.text
+    for url, allowed in (("/score", "POST"), ("/get_reward", "POST"), ("/healthz", "GET")):
+        method = ask(scorer, config, "DELETE", url)
+        assert (method.status_code, method.headers["allow"]) == (405, allowed)
+        error = method.json()["error"]
+        assert (error["code"], error["field"]) == ("method_not_allowed", "method")
+        assert f"takes {allowed}" in error["message"]
+
+
 def test_a_pair_that_breaks_the_engine_is_an_error_without_a_trace(bundle, config) -> None:
     class Broken(RaggedEngine):
         def run(self, rows, prefix_tokens=0):

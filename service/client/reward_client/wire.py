@@ -113,7 +113,7 @@ def read(answer: Answer, count: int, bundle_id: str | None = None) -> Scores | A
 def _refusal(answer: Answer) -> dict[str, Any]:
     """`{"code", "message", "field"}` where the service answered; empty where a proxy did.
 
-    A 404 of the service's own router is `{"detail": ...}`: the URL's path is wrong.
+    Another server's `{"detail": ...}`, as FastAPI writes it, is a refusal, too: the URL is wrong.
     """
     try:
         content = json.loads(answer.body)
