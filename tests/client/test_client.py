@@ -4,6 +4,7 @@ import asyncio
 import math
 import multiprocessing
 import pickle
+import re
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ import uvicorn
 
 from reward_client import AsyncClient, BadAnswer, Client, Refused, Scores, Unavailable
 from reward_client.retry import Ask, Sleep, steps
+from reward_client.rpc import GrpcClient
 from reward_client.wire import Again, retry_after_s
 from service.http_api import build_http
 from service.journal import Journal
@@ -125,6 +127,39 @@ def test_what_the_service_refuses_is_raised_at_once_with_its_field(url: str, sco
     assert (caught.value.status, caught.value.code) == (404, "not_found")
     with pytest.raises(ValueError, match="nothing to score"):
         score(url, [])
+
+
+def _rpc(url: str, pairs=PAIRS[:1], **options) -> Scores:
+    with GrpcClient(url.removeprefix("http://"), **options) as client:
+        return client.score(pairs)
+
+
+USER = {"role": "user", "content": "Q"}
+NO_PAIRS = {
+    "no response": (("Q", None), "pairs[1].response"),
+    "a number": (("Q", 5), "pairs[1].response"),
+    "half of a character": (("Q", "a\ud83d"), "pairs[1].response"),
+    "no prompt": ((None, "b"), "pairs[1].prompt"),
+    "no list of messages": ((USER, "b"), "pairs[1].prompt[0]"),
+    "no content": (([USER | {"content": None}], "b"), "pairs[1].prompt[0].content"),
+    "content in blocks": (
+        ([USER, USER | {"content": [{"type": "text", "text": "Q"}]}], "b"),
+        "pairs[1].prompt[1].content",
+    ),
+    "no role": (([{"content": "Q"}], "b"), "pairs[1].prompt[0].role"),
+    "one key more": (([USER | {"name": "Ann"}], "b"), "pairs[1].prompt[0].name"),
+}
+
+
+@pytest.mark.parametrize("ask", [_sync, _async, _rpc], ids=["sync", "async", "grpc"])
+@pytest.mark.parametrize("case", NO_PAIRS)
+def test_what_is_no_pair_is_refused_before_anything_is_asked(ask, case: str) -> None:
+    pair, field = NO_PAIRS[case]
+    with scripted(OK) as server:
+        with pytest.raises(Refused, match=re.escape(field)) as caught:
+            ask(server.url, [PAIRS[0], pair], deadline_s=1)
+        assert (caught.value.code, caught.value.field) == ("invalid_request", field)
+        assert not server.asked
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])

@@ -17,10 +17,10 @@ from reward_client.wire import (
     Scores,
     body,
     join,
-    pair_row,
+    pair_rows,
     parts,
     read,
-    text_row,
+    text_rows,
     with_deadline,
 )
 
@@ -46,15 +46,15 @@ class AsyncClient(Settings):
         Raises ValueError, Refused, Unavailable or BadAnswer. Above 1,024 pairs or
         256 Ki characters it is several requests, one after the other.
         """
-        return await self._rows([pair_row(*pair) for pair in pairs])
+        return await self._rows(pair_rows(pairs))
 
     async def score_group(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         """One reward per response to the same prompt."""
-        return await self._rows([pair_row(prompt, response) for response in responses])
+        return await self._rows(pair_rows((prompt, response) for response in responses))
 
     async def score_texts(self, texts: Sequence[str]) -> Scores:
         """One reward per text that has its chat template already, special tokens and all."""
-        return await self._rows([text_row(text) for text in texts])
+        return await self._rows(text_rows(texts))
 
     async def bundle(self) -> dict[str, Any]:
         """The manifest of the bundle that serves. No retries."""

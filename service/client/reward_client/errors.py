@@ -6,9 +6,10 @@ class RewardClientError(Exception):
 
 
 class Refused(RewardClientError):
-    """The service says that this request can never succeed; it is not asked again.
+    """This request can never succeed, as the service says or the client sees before it asks.
 
-    `status` is the HTTP status, `code` and `field` are the service's (`pairs[3].response`).
+    It is not asked again. `status` is the HTTP status, 0 over gRPC and where nothing was asked;
+    `code` and `field` are the service's (`pairs[3].response`).
     """
 
     def __init__(self, message: str, status: int, code: str, field: str | None) -> None:

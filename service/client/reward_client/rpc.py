@@ -14,7 +14,17 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 
 from reward_client.errors import Refused
 from reward_client.retry import Ask, drive, steps
-from reward_client.wire import Again, Prompt, Row, Scores, checked, join, pair_row, parts, text_row
+from reward_client.wire import (
+    Again,
+    Prompt,
+    Row,
+    Scores,
+    checked,
+    join,
+    pair_rows,
+    parts,
+    text_rows,
+)
 
 PERMANENT = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -74,15 +84,15 @@ class GrpcClient:
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Scores:
         """As `Client.score`."""
-        return self._rows([pair_row(*pair) for pair in pairs])
+        return self._rows(pair_rows(pairs))
 
     def score_group(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         """As `Client.score_group`."""
-        return self._rows([pair_row(prompt, response) for response in responses])
+        return self._rows(pair_rows((prompt, response) for response in responses))
 
     def score_texts(self, texts: Sequence[str]) -> Scores:
         """As `Client.score_texts`."""
-        return self._rows([text_row(text) for text in texts])
+        return self._rows(text_rows(texts))
 
     def close(self) -> None:
         self._channel.close()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -58,13 +58,51 @@ MAX_CHARACTERS = 256 * 1024
 """of one request. When a replica dies HAProxy repeats those up to 256 KiB, and this client all"""
 
 
-def pair_row(prompt: Prompt, response: str) -> Row:
-    turns = prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
-    return {"prompt": turns, "response": response}
+def pair_rows(pairs: Iterable[tuple[Prompt, str]]) -> list[Row]:
+    """Raises Refused for what no service can score: a protobuf would make "" of None."""
+    return [
+        {
+            "prompt": _prompt(prompt, f"pairs[{i}].prompt"),
+            "response": _text(response, f"pairs[{i}].response"),
+        }
+        for i, (prompt, response) in enumerate(pairs)
+    ]
 
 
-def text_row(text: str) -> Row:
-    return {"text": text}
+def text_rows(texts: Iterable[str]) -> list[Row]:
+    """Raises Refused for what is no text."""
+    return [{"text": _text(text, f"pairs[{i}].text")} for i, text in enumerate(texts)]
+
+
+def _prompt(prompt: Prompt, field: str) -> str | list[dict[str, str]]:
+    if isinstance(prompt, str):
+        return _text(prompt, field)
+    if not isinstance(prompt, Iterable):
+        raise _invalid(field, f"{type(prompt).__name__} is neither a string nor a list of messages")
+    return [_message(message, f"{field}[{i}]") for i, message in enumerate(prompt)]
+
+
+def _message(message: Message, field: str) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise _invalid(field, f"{type(message).__name__} is no message")
+    if unknown := set(message) - {"role", "content"}:
+        name = min(map(str, unknown))
+        raise _invalid(f"{field}.{name}", "a message has a role and a content; leave this out")
+    return {name: _text(message.get(name), f"{field}.{name}") for name in ("role", "content")}
+
+
+def _text(text: Any, field: str) -> str:
+    if not isinstance(text, str):
+        raise _invalid(field, f"{type(text).__name__} is not a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(field, f"has half of a character at {error.start}") from None
+    return text
+
+
+def _invalid(field: str, why: str) -> Refused:
+    return Refused(f"{field}: {why}", 0, "invalid_request", field)
 
 
 def parts(asked: Sequence[Row]) -> Iterator[list[Row]]:
