@@ -178,7 +178,8 @@ def fit(
 ) -> tuple[AnyRewardModel, list[dict[str, float]]]:
     """The trained model, as in the checkpoint with the lowest held-out loss, and the log.
 
-    `model` is trained in place, except where it is sharded: then the checkpoint is read again.
+    `model` is trained in place, except where it is sharded: then the checkpoint is read again. It
+    computes in fp32 again, whatever precision it was trained in.
     AdamW, linear warm-up, cosine to 10 % of the rate. The log has one entry per logged step.
     """
     check_likelihood([*train, *encoded_held_out], loss)
@@ -205,7 +206,8 @@ def fit(
     if settings.fsdp:
         trainer.accelerator.wait_for_everyone()
         return read(Path(str(trainer.state.best_model_checkpoint))), log
-    return model, log
+    # accelerate leaves its autocast in model.forward: what is measured would be off by bf16
+    return trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False), log
 
 
 def _arguments(settings: Fit, steps: int, checkpoints: Path, seed: int) -> TrainingArguments:
