@@ -27,6 +27,17 @@ def confidence(margin: np.ndarray) -> np.ndarray:
     return expit(np.abs(margin))
 
 
+def observed(margin: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Share of each choice that fell to the model's favourite, (C,): what its confidence claims.
+
+    1/2 where it has none. Of plain choices that is 1 where it is right, else 0.
+
+    >>> observed(np.array([2.0, -2.0, 0.0]), np.array([0.75, 0.75, 1.0])).tolist()
+    [0.75, 0.25, 0.5]
+    """
+    return 0.5 + np.sign(margin) * (target - 0.5)
+
+
 def bin_of(confidences: np.ndarray, bins: int = BINS) -> np.ndarray:
     """(C,) -> (C,) index of the bin; bins hold equally many comparisons, within one."""
     order = np.argsort(confidences, kind="stable")
@@ -37,33 +48,50 @@ def bin_of(confidences: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 
 def expected_calibration_error(
-    confidences: np.ndarray, correct: np.ndarray, bins: int = BINS
+    confidences: np.ndarray, shares: np.ndarray, bins: int = BINS
 ) -> float:
-    """Sum over bins of their share times |accuracy - mean confidence| (Guo et al. 2017, eq. 3).
+    """Mean over bins, by size, of |accuracy - mean confidence| (Guo et al. 2017, eq. 3).
+
+    shares (C,): `observed`; their mean is the accuracy, where choices are plain.
 
     Bins of equal mass, since those of equal width are near empty where few margins fall (Nixon et
     al. 2019). Never below 0, so a calibrated model does not score 0: see `ece_if_calibrated`.
     """
     members = bin_of(confidences, bins)
-    return float(np.abs(np.bincount(members, confidences - correct)).sum() / len(confidences))
+    return float(np.abs(np.bincount(members, confidences - shares)).sum() / len(confidences))
 
 
 def ece_if_calibrated(
-    confidences: np.ndarray, bins: int = BINS, draws: int = NULL_DRAWS, seed: int = 0
+    confidences: np.ndarray,
+    shares: np.ndarray,
+    bins: int = BINS,
+    draws: int = NULL_DRAWS,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """(mean, 97.5th percentile) of the error of a perfectly calibrated model.
 
-    The same confidences with outcomes drawn from them, independently (consistency resampling,
-    Broecker and Smith 2007). An error below the second number is no evidence of miscalibration.
+    The same confidences with shares drawn from them, independently (consistency resampling,
+    Broecker and Smith 2007), as widely as those of the data spread: a plain choice is drawn whole,
+    votes of n people have 1/n of its variance, a probability none. An error below the second number
+    is no evidence of miscalibration.
     """
     rng = np.random.default_rng(seed)
-    members = bin_of(confidences, bins)
-    errors = [
-        np.abs(np.bincount(members, confidences - (rng.random(len(members)) < confidences))).sum()
-        for _ in range(draws)
-    ]
-    found = np.array(errors) / len(confidences)
-    return float(found.mean()), float(np.percentile(found, 97.5))
+    members, spread = bin_of(confidences, bins), dispersion(confidences, shares)
+    errors = []
+    for _ in range(draws):
+        choices = rng.random(len(members)) < confidences
+        off = np.where(rng.random(len(members)) < spread, confidences - choices, 0.0)
+        errors.append(np.abs(np.bincount(members, off)).sum() / len(members))
+    return float(np.mean(errors)), float(np.percentile(errors, 97.5))
+
+
+def dispersion(confidences: np.ndarray, shares: np.ndarray) -> float:
+    """Variance of a calibrated model's shares over that of plain choices, 0 to 1.
+
+    A share s of mean p has E[s (1 - s)] = p (1 - p) - Var s, and a plain choice Var s = p (1 - p).
+    """
+    plain = float((confidences * (1 - confidences)).sum())
+    return max(0.0, 1 - float((shares * (1 - shares)).sum()) / plain) if plain else 0.0
 
 
 def temperature(

@@ -103,17 +103,18 @@ def _accuracy(found: Outcomes) -> float:
 
 def _calibration(found: Outcomes) -> dict[str, Any]:
     """Brier score, calibration error beside that of a calibrated model, fitted temperature."""
-    decided = found.target != 0.5
-    confidences = calibration.confidence(found.margin[decided])
-    report: dict[str, Any] = {
+    confidences = calibration.confidence(found.margin)
+    shares = calibration.observed(found.margin, found.target)
+    mean, limit = calibration.ece_if_calibrated(confidences, shares)
+    return {
         "brier": estimate(found.sums(calibration.brier(found.margin, found.target))),
         "temperature": calibration.temperature(found.margin, found.target, found.prompt),
+        "ece": {
+            "value": calibration.expected_calibration_error(confidences, shares),
+            "if_calibrated": mean,
+            "if_calibrated_97.5": limit,
+        },
     }
-    if decided.any():
-        mean, limit = calibration.ece_if_calibrated(confidences)
-        error = calibration.expected_calibration_error(confidences, found.correct[decided])
-        report["ece"] = {"value": error, "if_calibrated": mean, "if_calibrated_97.5": limit}
-    return report
 
 
 def _subsets(groups: Sequence[Group], found: Outcomes) -> dict[str, dict[str, Any]]:
@@ -122,18 +123,15 @@ def _subsets(groups: Sequence[Group], found: Outcomes) -> dict[str, dict[str, An
     report = {}
     for name in sorted(set(names) - {""}):
         inside = names[found.prompt] == name
-        decided = inside & (found.target != 0.5)
-        margin = found.margin[decided]
+        margin, target = found.margin[inside], found.target[inside]
         members = names == name
         report[str(name)] = {
             "prompts": int(members.sum()),
             "comparisons": int(inside.sum()),
             "accuracy": estimate(found.sums(found.correct, inside)[members]),
-            "brier": float(calibration.brier(found.margin, found.target)[inside].mean()),
+            "brier": float(calibration.brier(margin, target).mean()),
             "ece": calibration.expected_calibration_error(
-                calibration.confidence(margin), found.correct[decided]
-            )
-            if decided.any()
-            else None,
+                calibration.confidence(margin), calibration.observed(margin, target)
+            ),
         }
     return report

@@ -15,8 +15,10 @@ from training import calibration
 from training.best_of_n import curve, expected_best, kl
 from training.compare import compare, mcnemar
 from training.data import Comparison, Group
+from training.evaluate import evaluate
 from training.length import correlation, length_bias
 from training.outcomes import outcomes
+from training.report.figures import figures
 from training.uncertainty import by_prompt, estimate, interval, ratio, resampled
 
 SIMULATIONS = 300
@@ -139,11 +141,42 @@ def test_a_calibrated_model_stays_below_its_limit_and_an_overconfident_one_does_
     for _ in range(200):
         confidences = rng.uniform(0.5, 1, 400)
         correct = (rng.random(400) < confidences).astype(float)
-        _, limit = calibration.ece_if_calibrated(confidences, draws=200)
+        _, limit = calibration.ece_if_calibrated(confidences, correct, draws=200)
         exceeded += calibration.expected_calibration_error(confidences, correct) > limit
     assert exceeded / 200 <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 200)  # 2.5 % by construction
     overconfident = (rng.random(400) < confidences - 0.15).astype(float)
     assert calibration.expected_calibration_error(confidences, overconfident) > limit
+
+
+@pytest.mark.parametrize("target", [0.6, 0.4])
+def test_a_calibrated_model_of_soft_targets_has_no_calibration_error(target: float) -> None:
+    """Of 10 annotators 6 prefer one side, everywhere, and that is what the model says."""
+    groups = [_group(i, [1, 1], [(0, 1, target)]) for i in range(100)]
+    rewards = [np.array([np.log(target / (1 - target)), 0.0])] * 100
+    report = evaluate(groups, rewards)
+    assert report["ece"]["value"] == pytest.approx(0, abs=1e-12)
+    assert report["ece"]["if_calibrated_97.5"] == pytest.approx(0, abs=1e-12)
+    for bin_ in figures(groups, rewards)["reliability"]:
+        assert bin_["accuracy"] == pytest.approx(bin_["confidence"]) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("votes", [1, 2, 5])
+def test_the_error_of_a_calibrated_model_is_that_of_as_many_votes(votes: int) -> None:
+    """Even votes tie; were ties left out, the rest would look surer than the model is."""
+    rng = np.random.default_rng(13)
+    errors, expected, exceeded = [], [], 0
+    for _ in range(200):
+        margin = rng.normal(size=400) * 1.5
+        target = rng.binomial(votes, expit(margin)) / votes
+        confidences = calibration.confidence(margin)
+        shares = calibration.observed(margin, target)
+        mean, limit = calibration.ece_if_calibrated(confidences, shares, draws=200)
+        errors.append(calibration.expected_calibration_error(confidences, shares))
+        expected.append(mean)
+        exceeded += errors[-1] > limit
+    # the mean of 200 errors, each within 20 % of its expectation: 0.2 / sqrt(200) = 1.4 %
+    assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.06)
+    assert exceeded / 200 <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 200)
 
 
 @pytest.mark.parametrize("rewards", [[0.3, 2.0, -1.0, 0.7, 5.0], [1.0, 2.0, 2.0, 2.0, 0.0]])

@@ -45,15 +45,18 @@ def _margins(found: Outcomes) -> dict[str, Any]:
 
 
 def _reliability(found: Outcomes) -> list[dict[str, float]]:
-    """Bins of equal mass: mean confidence, accuracy and its interval by prompt."""
-    decided = found.target != 0.5
-    confidences, correct = calibration.confidence(found.margin), found.correct
-    member = np.full(len(confidences), -1)
-    member[decided] = calibration.bin_of(confidences[decided])
+    """Bins of equal mass: mean confidence, accuracy and its interval by prompt.
+
+    Accuracy is here the share of the choices that fell to the model's favourite, ties and soft
+    targets by their share: what the confidence claims.
+    """
+    confidences = calibration.confidence(found.margin)
+    shares = calibration.observed(found.margin, found.target)
+    member = calibration.bin_of(confidences)
     bins = []
     for i in range(int(member.max()) + 1):
         inside = member == i
-        accuracy = estimate(found.sums(correct, inside))
+        accuracy = estimate(found.sums(shares, inside))
         bins.append(
             {
                 "confidence": float(confidences[inside].mean()),

@@ -15,6 +15,8 @@ WIDE = 0.03
 "half width of the accuracy's interval from which two models are hard to tell apart"
 NOTABLE = 0.01
 "distance from one half that a habit of the data has to have; large data shows any"
+VISIBLE = 0.0005
+"the smallest share that does not read as 0.0 %"
 RISEN = 1.02
 "times its lowest held-out loss, from which the last one speaks of overfitting"
 
@@ -106,14 +108,14 @@ def _certainty(report: Report) -> Iterator[str]:
 
 
 def _calibration(report: Report) -> Iterator[str]:
-    found, error = report["evaluation"]["temperature"], report["evaluation"].get("ece")
+    found, error = report["evaluation"]["temperature"], report["evaluation"]["ece"]
     if found is None:
         yield "No temperature fits: its margins are no better than chance, or never wrong."
     elif found["low"] > 1:
         yield f"Its margins claim too much: divided by {number(found, 2)} they would fit best."
     elif found["high"] < 1:
         yield f"Its margins claim too little: divided by {number(found, 2)} they would fit best."
-    if error and error["value"] > error["if_calibrated_97.5"]:
+    if error["value"] > max(error["if_calibrated_97.5"], VISIBLE):
         yield (
             f"Confidence and accuracy differ by {one(error['value'])} on average (ECE); a "
             f"calibrated model would show {one(error['if_calibrated'])} on as many comparisons, "

@@ -70,7 +70,8 @@ CAPTIONS = {
     ),
     "reliability": (
         "Does its confidence hold?",
-        "Each dot is a fifteenth of the comparisons: how sure the model was, and how often right. "
+        "Each dot is a fifteenth of the comparisons: how sure the model was, and how often right "
+        "(soft targets and ties by their share). "
         "On the dashed line probabilities can be taken at their word; below, they claim too much.",
     ),
     "length": (
@@ -104,7 +105,7 @@ def _figures(report: dict[str, Any]) -> Any:
 
 def _numbers(evaluation: dict[str, Any]) -> Any:
     """(what, figure, what it says) of every estimate."""
-    length, error = evaluation["length"], evaluation.get("ece")
+    length, error = evaluation["length"], evaluation["ece"]
     low, high = evaluation["accuracy_95"] or (None, None)
     accuracy = {"value": evaluation["accuracy"], "low": low, "high": high}
     yield "Accuracy", percent(accuracy), "ties of rewards count one half"
@@ -116,9 +117,8 @@ def _numbers(evaluation: dict[str, Any]) -> Any:
     yield "Longer-wins baseline", percent(length["longer_wins"]), "no model needed"
     yield "Loss", f"{evaluation['loss']:.4f}", "nats per comparison; ln 2 = 0.6931 is guessing"
     yield "Brier score", number(evaluation["brier"]), "0.25 is guessing, 0 is certainty"
-    if error:
-        text = f"a calibrated model would show {error['if_calibrated']:.3f}"
-        yield "Expected calibration error", f"{error['value']:.3f}", text
+    text = f"a calibrated model would show {error['if_calibrated']:.3f}"
+    yield "Expected calibration error", f"{error['value']:.3f}", text
     yield "Temperature", number(evaluation["temperature"], 2), "above 1: overconfident"
     yield "Mean margin", f"{evaluation['margin']:.3f}", ""
     yield "Reward and length, Spearman", number(length["spearman"], 2), "over all responses"
