@@ -60,18 +60,18 @@ def evaluate(
 
 def spearman_within_prompt(
     rewards: Sequence[np.ndarray], true_rewards: Sequence[np.ndarray]
-) -> float:
+) -> float | None:
     """Mean over prompts of Spearman's rank correlation with the true reward.
 
-    A prompt whose true rewards are all equal has none and is left out; one whose rewards are all
-    equal counts 0.
+    A prompt whose true rewards are all equal has none and is left out, None where all are; one
+    whose rewards are all equal counts 0.
     """
     ranks = [
         0.0 if np.ptp(got) == 0 else float(spearmanr(got, true).statistic)
         for got, true in zip(rewards, true_rewards, strict=True)
         if np.ptp(true) > 0
     ]
-    return float(np.mean(ranks))
+    return float(np.mean(ranks)) if ranks else None
 
 
 def _summary(
@@ -118,7 +118,7 @@ def _calibration(found: Outcomes) -> dict[str, Any]:
 
 
 def _subsets(groups: Sequence[Group], found: Outcomes) -> dict[str, dict[str, Any]]:
-    """Accuracy, Brier score and calibration error of each named subset."""
+    """Accuracy, None where all are ties, Brier score and calibration error of each named subset."""
     names = np.array([group.subset or "" for group in groups])
     report = {}
     for name in sorted(set(names) - {""}):

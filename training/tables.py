@@ -89,7 +89,9 @@ def show_evaluation(report: dict[str, Any], where: str, console: Console) -> Non
         f"temperature {number(report['temperature'], 2)}"
     )
     for name, subset in report["subsets"].items():
-        console.print(f"  {name}: {percent(subset['accuracy'])} of {subset['comparisons']}")
+        known = subset["accuracy"]["value"] is not None
+        accuracy = f"{percent(subset['accuracy'])} of" if known else "no choices among"
+        console.print(f"  {name}: {accuracy} {subset['comparisons']}")
     console.print(where)
 
 

@@ -1,13 +1,19 @@
 """Accuracy, interval, alarm: numbers that can be derived by hand."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from training.data import Comparison, Group
 from training.evaluate import evaluate, spearman_within_prompt
 from training.normalize import reference_mean
+from training.report import findings
+from training.report.figures import figures
+from training.report.page import render
+from training.tables import show_evaluation
 
 
 def _group(i: int, comparisons: list[tuple], **fields) -> Group:
@@ -64,6 +70,39 @@ def test_spearman_leaves_out_prompts_without_a_ranking() -> None:
     got = [np.array([1.0, 2.0]), np.array([3.0, 3.0]), np.array([1.0, 0.0])]
     true = [np.array([0.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 0.0])]
     assert spearman_within_prompt(got, true) == pytest.approx(0.5)
+
+
+def test_true_rewards_without_a_ranking_are_reported_as_absent() -> None:
+    groups = [_group(i, [(0, 1)], true_rewards=(1.0, 1.0, 1.0)) for i in range(10)]
+    rewards = [np.array([1.0, 0.0, 0.5])] * 10
+    report = evaluate(groups, rewards)
+    assert report["spearman_within_prompt"] is None
+    shown = {"name": "x", "evaluation": report, "figures": figures(groups, rewards)}
+    assert "Rank correlation" not in render(json.loads(json.dumps(shown, allow_nan=False)))
+
+
+def test_true_rewards_that_no_choice_agrees_with_are_no_measure() -> None:
+    groups = [_group(i, [(0, 1)], true_rewards=(0.0, 1.0, 2.0)) for i in range(10)]
+    rewards = [np.array([1.0, 0.0, 0.5])] * 10
+    report = {"evaluation": evaluate(groups, rewards)}
+    assert report["evaluation"]["true_reward_accuracy"] == 0
+    assert not any("true reward" in sentence for sentence in findings.meaning(report))
+
+
+def test_a_subset_of_ties_alone_has_no_accuracy_and_is_not_drawn() -> None:
+    groups = [_group(i, [(0, 1)], subset="choices") for i in range(10)]
+    groups += [_group(i, [(0, 1, 0.5)], subset="ties") for i in range(10, 20)]
+    rewards = [np.array([1.0, 0.0, 0.5])] * 20
+    report = evaluate(groups, rewards)
+    ties = report["subsets"]["ties"]
+    assert ties["accuracy"] == {"value": None, "low": None, "high": None}
+    assert ties["brier"] > 0 and ties["comparisons"] == 10
+    shown = {"name": "x", "evaluation": report, "figures": figures(groups, rewards)}
+    page = render(json.loads(json.dumps(shown, allow_nan=False)))
+    assert ">choices</text>" in page and ">ties</text>" not in page
+    console = Console(record=True)
+    show_evaluation(report, "", console)
+    assert "ties: no choices" in console.export_text()
 
 
 def test_the_mean_is_summed_in_float64() -> None:

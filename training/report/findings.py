@@ -61,8 +61,7 @@ def _against_length(report: Report) -> Iterator[str]:
 
 def _against_truth(report: Report) -> Iterator[str]:
     evaluation = report["evaluation"]
-    if "true_reward_accuracy" in evaluation:
-        truth = evaluation["true_reward_accuracy"]
+    if truth := evaluation.get("true_reward_accuracy"):
         yield (
             f"The data's true reward agrees with {one(truth)} of these noisy choices, and nothing "
             f"can do better: the model reaches {one(evaluation['accuracy'] / truth)} of it."

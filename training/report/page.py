@@ -125,9 +125,8 @@ def _numbers(evaluation: dict[str, Any]) -> Any:
     yield "Reward and length, within prompt", number(length["within_prompt"], 2), "Pearson"
     prefers = percent(length["model_prefers_longer"])
     yield "Prefers the longer", prefers, "whatever people chose"
-    if "spearman_within_prompt" in evaluation:
-        value = f"{evaluation['spearman_within_prompt']:.3f}"
-        yield "Rank correlation with the true reward", value, "within prompt"
+    if (rank := evaluation.get("spearman_within_prompt")) is not None:
+        yield "Rank correlation with the true reward", f"{rank:.3f}", "within prompt"
 
 
 def _provenance(report: dict[str, Any]) -> Any:

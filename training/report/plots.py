@@ -36,12 +36,13 @@ def headline(report: Report) -> str:
 
 def subsets(report: Report) -> str | None:
     """Accuracy of each subset, best first, with the whole set's as a line."""
-    found = report["evaluation"]["subsets"]
-    if not found:
+    found = {name: each["accuracy"] for name, each in report["evaluation"]["subsets"].items()}
+    known = [item for item in found.items() if item[1]["value"] is not None]  # not of ties alone
+    if not known:
         return None
-    ordered = sorted(found.items(), key=lambda item: -item[1]["accuracy"]["value"])
+    ordered = sorted(known, key=lambda item: -item[1]["value"])
     shown = ordered[: MOST_SUBSETS - 5] + ordered[-5:] if len(ordered) > MOST_SUBSETS else ordered
-    rows = [(name, subset["accuracy"], "main") for name, subset in shown]
+    rows = [(name, accuracy, "main") for name, accuracy in shown]
     values = [v for _, e, _ in rows for v in e.values() if v is not None]
     span = max(min(values) - 0.02, 0.0), min(1.0, max(values) + 0.02)
     whole = report["evaluation"]["accuracy"]
