@@ -51,7 +51,7 @@ def check(
 def counts(records: Sequence[Record], groups: Sequence[Group]) -> dict[str, Any]:
     """How much there is. Lengths are quantiles in characters."""
     sizes = Counter(len(group.responses) for group in groups)
-    subsets = Counter(group.subset for group in groups if group.subset)
+    subsets = Counter(name for g in groups for name in {c.subset for c in g.comparisons} if name)
     return {
         "records": len(records),
         "prompts": len(groups),

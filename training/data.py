@@ -31,6 +31,7 @@ class Comparison:
     target: float = 1.0
     target_margin: float = 0.0
     line: int = 0
+    subset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,6 @@ class Group:
     chosen: tuple[int, ...]
     "the response each record preferred over all its others; the reference completions"
     lines: tuple[int, ...]
-    subset: str | None = None
     true_rewards: tuple[float, ...] | None = None
 
 
@@ -103,7 +103,6 @@ class _Merging:
     "(preferred, other) of every comparison so far that is not a tie"
     chosen: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    subset: str | None = None
     true_rewards: dict[int, float] = field(default_factory=dict)
 
     def add(
@@ -115,14 +114,13 @@ class _Merging:
             if kind and issues.add(kind, record.line, actions.get(kind, "keep"), file):
                 continue
             pair = self._place(record, winner), self._place(record, loser)
-            self.comparisons.append(Comparison(*pair, target, margin, record.line))
+            self.comparisons.append(Comparison(*pair, target, margin, record.line, record.subset))
             self._remember(record.responses[winner], record.responses[loser], target)
             kept += 1
         if not kept:
             return
         self.chosen.append(self._place(record, record.preferred()))
         self.lines.append(record.line)
-        self.subset = self.subset or record.subset
 
     def _place(self, record: Record, i: int) -> int:
         place = self.index.setdefault(record.responses[i], len(self.index))
@@ -151,7 +149,6 @@ class _Merging:
             comparisons=tuple(self.comparisons),
             chosen=tuple(self.chosen),
             lines=tuple(self.lines),
-            subset=self.subset,
             true_rewards=tuple(self.true_rewards[i] for i in range(len(self.index)))
             if complete
             else None,

@@ -42,7 +42,7 @@ def evaluate(
     report["accuracy_95"] = interval(found.sums(found.correct), ratio, resamples, seed)
     report |= _calibration(found)
     report["length"] = length_bias(groups, rewards, found)
-    report["subsets"] = _subsets(groups, found)
+    report["subsets"] = _subsets(found)
     if leaked is not None and any(leaked):
         clean = ~np.array(leaked)
         report["accuracy_without_leaked"] = estimate(found.sums(found.correct)[clean]) | {
@@ -117,14 +117,13 @@ def _calibration(found: Outcomes) -> dict[str, Any]:
     }
 
 
-def _subsets(groups: Sequence[Group], found: Outcomes) -> dict[str, dict[str, Any]]:
+def _subsets(found: Outcomes) -> dict[str, dict[str, Any]]:
     """Accuracy, None where all are ties, Brier score and calibration error of each named subset."""
-    names = np.array([group.subset or "" for group in groups])
     report = {}
-    for name in sorted(set(names) - {""}):
-        inside = names[found.prompt] == name
+    for name in sorted(set(found.subset) - {""}):
+        inside = found.subset == name
         margin, target = found.margin[inside], found.target[inside]
-        members = names == name
+        members = by_prompt(found.prompt, inside)[:, 0] > 0
         report[str(name)] = {
             "prompts": int(members.sum()),
             "comparisons": int(inside.sum()),

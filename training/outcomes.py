@@ -30,6 +30,8 @@ class Outcomes:
     "characters of the winner minus those of the loser"
     length: np.ndarray
     "characters of the longer of the two"
+    subset: np.ndarray
+    "its name, empty where there is none"
 
     @property
     def correct(self) -> np.ndarray:
@@ -61,6 +63,7 @@ def outcomes(groups: Sequence[Group], rewards: Sequence[np.ndarray]) -> Outcomes
         target_margin=np.array([c.target_margin for _, c in rows]),
         longer=lengths[first] - lengths[second],
         length=np.maximum(lengths[first], lengths[second]),
+        subset=np.array([c.subset or "" for _, c in rows]),
     )
 
 

@@ -11,8 +11,9 @@ base/             the base model, where it was made from scratch;   checkpoints/
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ class Run:
     def write_held_out(self, groups: Sequence[Group]) -> None:
         with self.held_out.open("w", encoding="utf-8") as file:
             for group in groups:
-                file.write(json.dumps(as_record(group)) + "\n")
+                for record in as_records(group):
+                    file.write(json.dumps(record) + "\n")
 
 
 def write_whole(file: Path, content: str) -> None:
@@ -143,15 +145,17 @@ def read_completions(path: Path) -> list[tuple[Prompt, str]]:
     return completions
 
 
-def as_record(group: Group) -> dict[str, object]:
-    """A group in the K-wise format, training/formats/kwise.py."""
-    record: dict[str, object] = {
-        "prompt": plain(group.prompt),
-        "responses": group.responses,
-        "comparisons": [[c.winner, c.loser, c.target, c.target_margin] for c in group.comparisons],
-    }
-    if group.subset:
-        record["subset"] = group.subset
-    if group.true_rewards:
-        record["true_rewards"] = group.true_rewards
-    return record
+def as_records(group: Group) -> Iterator[dict[str, object]]:
+    """A group in the K-wise format, training/formats/kwise.py: a record where the subset changes,
+    so that the comparisons keep their order."""
+    for subset, comparisons in groupby(group.comparisons, lambda c: c.subset):
+        record: dict[str, object] = {
+            "prompt": plain(group.prompt),
+            "responses": group.responses,
+            "comparisons": [[c.winner, c.loser, c.target, c.target_margin] for c in comparisons],
+        }
+        if subset:
+            record["subset"] = subset
+        if group.true_rewards:
+            record["true_rewards"] = group.true_rewards
+        yield record

@@ -16,7 +16,7 @@ from training.data import (
     reference_completions,
     split_by_prompt,
 )
-from training.run import as_record
+from training.run import as_records
 
 HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
 
@@ -211,8 +211,22 @@ def test_held_out_groups_survive_being_written_and_read(tmp_path: Path) -> None:
     }
     (group,), _ = read_groups(_write(tmp_path, record))
     assert group.responses == ("b", "a") and group.true_rewards == (1.5, 0.5)
-    (again,), _ = read_groups(_write(tmp_path, as_record(group)))
+    (again,), _ = read_groups(_write(tmp_path, *as_records(group)))
     assert again == group
+
+
+def test_a_prompt_in_several_subsets_is_one_group_whose_comparisons_keep_theirs(tmp_path) -> None:
+    file = _write(
+        tmp_path,
+        {"prompt": "p", "chosen": "a", "rejected": "b", "subset": "first"},
+        {"prompt": "p", "chosen": "c", "rejected": "d", "subset": "second"},
+        {"prompt": "p", "chosen": "a", "rejected": "d"},
+        {"prompt": "p", "chosen": "c", "rejected": "b", "subset": "first"},
+    )
+    (group,), _ = read_groups(file)
+    assert [c.subset for c in group.comparisons] == ["first", "second", None, "first"]
+    (again,), _ = read_groups(_write(tmp_path, *as_records(group)))
+    assert again.responses == group.responses and again.comparisons == group.comparisons
 
 
 @pytest.mark.skipif(not HH.exists(), reason="the HH file is not part of the project")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from training.report.page import render
 from training.tables import show_evaluation
 
 
-def _group(i: int, comparisons: list[tuple], **fields) -> Group:
+def _group(i: int, comparisons: list[tuple], subset: str | None = None, **fields) -> Group:
     return Group(
         prompt=f"p{i}",
         responses=("a", "b", "c"),
-        comparisons=tuple(Comparison(*c) for c in comparisons),
+        comparisons=tuple(Comparison(*c, subset=subset) for c in comparisons),
         chosen=(0,),
         lines=(i,),
         **fields,
@@ -70,6 +71,17 @@ def test_spearman_leaves_out_prompts_without_a_ranking() -> None:
     got = [np.array([1.0, 2.0]), np.array([3.0, 3.0]), np.array([1.0, 0.0])]
     true = [np.array([0.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 0.0])]
     assert spearman_within_prompt(got, true) == pytest.approx(0.5)
+
+
+def test_a_prompt_counts_in_every_subset_that_its_comparisons_are_of() -> None:
+    choices = Comparison(0, 1, subset="easy"), Comparison(2, 1, subset="hard"), Comparison(0, 2)
+    groups = [replace(_group(i, []), comparisons=choices) for i in range(4)]
+    subsets = evaluate(groups, [np.array([2.0, 1.0, 0.0])] * 4)["subsets"]
+    assert {name: each["accuracy"]["value"] for name, each in subsets.items()} == {
+        "easy": 1.0,
+        "hard": 0.0,
+    }
+    assert all(each["prompts"] == each["comparisons"] == 4 for each in subsets.values())
 
 
 def test_true_rewards_without_a_ranking_are_reported_as_absent() -> None:

@@ -30,10 +30,13 @@ def _groups(number: int, prompt: str = "prompt", response: str = "answer") -> li
         Group(
             prompt=(Message(role="user", content=f"{prompt} {i}"),) if i % 2 else f"{prompt} {i}",
             responses=(response + " a" * int(rng.integers(1, 40)), response + str(i)),
-            comparisons=(Comparison(*rng.permutation(2).tolist()),),
+            comparisons=(
+                Comparison(
+                    *rng.permutation(2).tolist(), subset=f"<b>{'even' if i % 2 else 'odd'}</b>"
+                ),
+            ),
             chosen=(0,),
             lines=(i,),
-            subset=f"<b>{'even' if i % 2 else 'odd'}</b>",
         )
         for i in range(number)
     ]

@@ -119,7 +119,7 @@ def _wrong(groups: Sequence[Group], found: Outcomes) -> list[dict[str, Any]]:
                 "other": _clip(group.responses[other]),
                 "margin": float(margin[i]),
                 "confidence": float(expit(-margin[i])),
-                "subset": group.subset,
+                "subset": str(found.subset[i]) or None,
             }
         )
     return wrong
