@@ -22,7 +22,7 @@ def compare(
     """
     a, b = outcomes(groups, first), outcomes(groups, second)
     better = b.correct - a.correct  # (C,), NaN without a right answer
-    losses = [calibration.loss(o.margin - o.target_margin, o.target) for o in (a, b)]
+    losses = [calibration.loss(o.margin, o.target) for o in (a, b)]
     briers = [calibration.brier(o.margin, o.target) for o in (a, b)]
     return {
         "prompts": len(groups),

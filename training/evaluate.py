@@ -14,8 +14,7 @@ from training.data import Group
 from training.length import length_bias
 from training.outcomes import Outcomes, outcomes
 from training.uncertainty import RESAMPLES, by_prompt, estimate, interval, ratio
-
-LN2 = math.log(2)
+from training.watch import TIE
 
 
 def evaluate(
@@ -77,20 +76,24 @@ def spearman_within_prompt(
 def _summary(
     groups: Sequence[Group], rewards: Sequence[np.ndarray], found: Outcomes
 ) -> dict[str, Any]:
-    """The loss is the trained one: per prompt the mean over its comparisons, then over prompts."""
+    """What needs no resampling.
+
+    loss: of the choices in the Bradley-Terry model, per prompt the mean over its comparisons, then
+    over prompts. The margins of the data, smoothing and other likelihoods are means of training and
+    not in it, so that runs compare, and ln 2 is guessing; the trained loss is in the run's log.
+    collapsed: within each prompt the rewards are all but equal.
+    """
     values = np.concatenate(rewards)
-    losses = calibration.loss(found.margin - found.target_margin, found.target)
-    loss = float(ratio(by_prompt(found.prompt, losses, np.ones(len(losses)))).mean())
-    spread = float(np.std(values))
+    losses = calibration.loss(found.margin, found.target)
     return {
         "prompts": len(groups),
         "comparisons": len(found.margin),
         "accuracy": _accuracy(found),
         "margin": float(found.margin.mean()),
-        "loss": loss,
+        "loss": float(ratio(by_prompt(found.prompt, losses, np.ones(len(losses)))).mean()),
         "reward_mean": float(np.mean(values)),
-        "reward_std": spread,
-        "collapsed": abs(loss - LN2) < 1e-3 and spread < 1e-3,
+        "reward_std": float(np.std(values)),
+        "collapsed": math.sqrt(np.square(found.margin).mean()) < TIE,
     }
 
 

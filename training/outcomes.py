@@ -25,7 +25,6 @@ class Outcomes:
     margin: np.ndarray
     "reward of the winner minus that of the loser, float64"
     target: np.ndarray
-    target_margin: np.ndarray
     longer: np.ndarray
     "characters of the winner minus those of the loser"
     length: np.ndarray
@@ -60,7 +59,6 @@ def outcomes(groups: Sequence[Group], rewards: Sequence[np.ndarray]) -> Outcomes
         loser=loser,
         margin=flat[first] - flat[second],
         target=np.array([c.target for _, c in rows]),
-        target_margin=np.array([c.target_margin for _, c in rows]),
         longer=lengths[first] - lengths[second],
         length=np.maximum(lengths[first], lengths[second]),
         subset=np.array([c.subset or "" for _, c in rows]),

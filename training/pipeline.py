@@ -118,8 +118,8 @@ def train(config: TrainConfig) -> Run:
     state.wait_for_everyone()
     if evaluation["collapsed"]:
         raise TrainingError(
-            "the model gives every completion the same reward and its loss is ln 2: it learned "
-            "nothing; lower fit.learning_rate. The report is in " + str(run.report)
+            "the model gives every response to a prompt the same reward: it learned nothing; "
+            "lower fit.learning_rate. The report is in " + str(run.report)
         )
     return run
 

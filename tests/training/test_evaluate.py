@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from training.compare import compare
 from training.data import Comparison, Group
 from training.evaluate import evaluate, spearman_within_prompt
 from training.normalize import reference_mean
@@ -58,6 +59,30 @@ def test_a_constant_reward_raises_the_alarm_and_scores_one_half() -> None:
     report = evaluate(groups, [np.zeros(3)] * 10)
     assert report["collapsed"] and report["accuracy"] == 0.5
     assert not evaluate(groups, [np.array([1.0, 0.0, 0.0])] * 10)["collapsed"]
+
+
+def test_a_collapse_shows_whatever_margins_the_data_has() -> None:
+    groups = [_group(i, [(0, 1, 1.0, 1.0)]) for i in range(30)]
+    report = evaluate(groups, [np.zeros(3)] * 30)
+    assert report["collapsed"] and report["loss"] == pytest.approx(math.log(2))
+
+
+def test_rewards_that_tell_prompts_apart_and_no_responses_are_a_collapse() -> None:
+    groups = [_group(i, [(0, 1)]) for i in range(30)]
+    assert evaluate(groups, [np.full(3, float(i)) for i in range(30)])["collapsed"]
+
+
+def test_the_loss_is_that_of_the_choices_however_they_were_trained_on() -> None:
+    """A margin of the data moves what is trained, not how likely the choice is."""
+    rewards = [np.array([1.0, 0.0, 0.0])] * 3
+    plain, with_margins = (
+        [_group(i, [(0, 1, 1.0, margin)]) for i in range(3)] for margin in (0.0, 3.0)
+    )
+    assert evaluate(plain, rewards)["loss"] == pytest.approx(math.log1p(math.exp(-1)))
+    assert evaluate(with_margins, rewards)["loss"] == evaluate(plain, rewards)["loss"]
+    worse = [np.zeros(3)] * 3
+    difference = compare(with_margins, rewards, worse)["loss_difference"]["value"]
+    assert difference == pytest.approx(math.log(2) - math.log1p(math.exp(-1)))
 
 
 def test_true_rewards_give_the_ceiling_and_the_rank_correlation() -> None:

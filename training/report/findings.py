@@ -88,7 +88,7 @@ def _probabilities(report: Report) -> Iterator[str]:
 def _certainty(report: Report) -> Iterator[str]:
     evaluation = report["evaluation"]
     if evaluation["collapsed"]:
-        yield "Every response gets the same reward: the model learned nothing."
+        yield "Every response to a prompt gets the same reward: the model learned nothing."
     if evaluation["accuracy_95"] is None:
         yield "One prompt is too few for an interval."
         return
