@@ -28,7 +28,8 @@ def expected_best(rewards: np.ndarray, gold: np.ndarray, n: int) -> float:
     k = len(rewards)
     if not 1 <= n <= k:
         raise ValueError(f"n is {n}, but there are {k} responses")
-    weights = np.array([math.comb(i, n - 1) for i in range(k)], np.float64) / math.comb(k, n)
+    below = np.arange(k - 1, 0, -1)  # the others, seen from the best down: no binomial overflows
+    weights = (n / k * np.cumprod([1.0, *((below - (n - 1)) / below)]))[::-1]
     order = np.argsort(rewards, kind="stable")
     _, member = np.unique(rewards[order], return_inverse=True)
     mean_gold = np.bincount(member, gold[order]) / np.bincount(member)

@@ -1,6 +1,7 @@
 """Every estimator against an answer known otherwise: brute force, closed form, simulation."""
 
 import math
+from fractions import Fraction
 from itertools import combinations, product
 
 import numpy as np
@@ -199,6 +200,17 @@ def test_best_of_n_is_unbiased() -> None:
         found = [expected_best(x, x, n) for x in rng.random((4000, 8))]
         spread = np.std(found) / math.sqrt(4000)
         assert np.mean(found) == pytest.approx(n / (n + 1), abs=4 * spread)
+
+
+def test_best_of_n_of_a_thousand_responses_is_exact() -> None:
+    """C(1099, 549) is 3e329, beyond float64."""
+    k, n = 1100, 550
+    gold = np.random.default_rng(14).random(k)
+    exact = sum(
+        Fraction(math.comb(i, n - 1), math.comb(k, n)) * Fraction(value)
+        for i, value in enumerate(sorted(gold))
+    )
+    assert expected_best(gold, gold, n) == pytest.approx(float(exact), rel=1e-12)
 
 
 def test_more_samples_than_there_are_is_refused() -> None:
