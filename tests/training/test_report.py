@@ -1,6 +1,7 @@
 """The report: what it says, that texts stay texts, and that a real browser shows it well."""
 
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ from service.text import Message
 from tests.browser import CHROMIUM, browser
 from training.data import Comparison, Group
 from training.evaluate import evaluate
-from training.report import findings
+from training.report import findings, plots
 from training.report.figures import figures
 from training.report.page import render
 from training.report.svg import ticks
@@ -142,6 +143,19 @@ def test_a_weakness_is_named_where_there_is_one_and_only_there() -> None:
     assert "claim too much" in found(2.5, 0.0) and "leans" not in found(2.5, 0.0)
     assert "claim too little" in found(0.4, 0.0)
     assert "leans to the longer response" in found(1.0, 0.01)
+
+
+def test_a_bound_of_nothing_is_drawn_where_it_is() -> None:
+    """From 0 to 1 around 0.5, after a point whose interval is as wide as the drawing."""
+    wide = {"value": 0.5, "low": 0.0, "high": 1.0}
+    points = [{"n": n, "kl": 0.0, "gold": wide, "ceiling": 0.5} for n in (1, 2)]
+    drawn = plots.best_of_n({"evaluation": {"best_of_n": {"points": points}}})
+    (band,) = re.findall(r'class="band-main" points="([^"]+)"', drawn)
+    heights = sorted(float(point.split(",")[1]) for point in band.split())
+    (line,) = re.findall(r'class="stroke-main" points="([^"]+)"', drawn)
+    middle = float(line.split(",")[-1])
+    assert heights[0] < middle < heights[-1]
+    assert middle - heights[0] == pytest.approx(heights[-1] - middle, abs=0.2)  # drawn to 0.1
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -118,8 +118,7 @@ def best_of_n(report: Report) -> str | None:
         return None
     points = found["points"]
     gold = [(p["n"], p["gold"]["value"]) for p in points]
-    lower = [(p["n"], p["gold"]["low"] or p["gold"]["value"]) for p in points]
-    upper = [(p["n"], p["gold"]["high"] or p["gold"]["value"]) for p in points]
+    lower, upper = ([(p["n"], _bound(p["gold"], side)) for p in points] for side in ("low", "high"))
     ceiling = [(p["n"], p["ceiling"]) for p in points]
     values = [y for _, y in [*lower, *upper, *ceiling]]
     spread = (max(values) - min(values)) * 0.05
@@ -163,6 +162,12 @@ def _intervals(
         plot.text(WIDTH, plot.py(y) + 4, figure, "row end strong")
     plot.x_axis("", at, percent)
     return plot.svg()
+
+
+def _bound(estimate: dict[str, Any], side: str) -> float:
+    """One end of its interval; the value where it has none."""
+    bound: float = estimate["value"] if estimate[side] is None else estimate[side]
+    return bound
 
 
 def _turned(estimate: dict[str, Any]) -> dict[str, Any]:
