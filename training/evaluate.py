@@ -78,6 +78,7 @@ def _summary(
 ) -> dict[str, Any]:
     """What needs no resampling.
 
+    choices: the comparisons that accuracy is over, which are not ties.
     loss: of the choices in the Bradley-Terry model, per prompt the mean over its comparisons, then
     over prompts. The margins of the data, smoothing and other likelihoods are means of training and
     not in it, so that runs compare, and ln 2 is guessing; the trained loss is in the run's log.
@@ -88,6 +89,7 @@ def _summary(
     return {
         "prompts": len(groups),
         "comparisons": len(found.margin),
+        "choices": int((found.target != 0.5).sum()),
         "accuracy": _accuracy(found),
         "margin": float(found.margin.mean()),
         "loss": float(ratio(by_prompt(found.prompt, losses, np.ones(len(losses)))).mean()),
@@ -130,6 +132,7 @@ def _subsets(found: Outcomes) -> dict[str, dict[str, Any]]:
         report[str(name)] = {
             "prompts": int(members.sum()),
             "comparisons": int(inside.sum()),
+            "choices": int((target != 0.5).sum()),
             "accuracy": estimate(found.sums(found.correct, inside)[members]),
             "brier": float(calibration.brier(margin, target).mean()),
             "ece": calibration.expected_calibration_error(

@@ -81,7 +81,7 @@ def show_evaluation(report: dict[str, Any], where: str, console: Console) -> Non
     accuracy = {"value": report["accuracy"], "low": low, "high": high}
     length = report["length"]
     console.print(
-        f"accuracy {percent(accuracy)} on {report['comparisons']} comparisons of "
+        f"accuracy {percent(accuracy)} on {report['choices']} choices of "
         f"{report['prompts']} prompts; intervals are 95 %, resampled by prompt\n"
         f"length-matched pairs {percent(length['matched'])}, "
         f"longer-wins baseline {percent(length['longer_wins'])}\n"
@@ -89,9 +89,8 @@ def show_evaluation(report: dict[str, Any], where: str, console: Console) -> Non
         f"temperature {number(report['temperature'], 2)}"
     )
     for name, subset in report["subsets"].items():
-        known = subset["accuracy"]["value"] is not None
-        accuracy = f"{percent(subset['accuracy'])} of" if known else "no choices among"
-        console.print(f"  {name}: {accuracy} {subset['comparisons']}")
+        choices = f"{percent(subset['accuracy'])} of {subset['choices']}"
+        console.print(f"  {name}: {choices if subset['choices'] else 'no choices'}")
     console.print(where)
 
 

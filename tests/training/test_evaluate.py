@@ -85,6 +85,20 @@ def test_the_loss_is_that_of_the_choices_however_they_were_trained_on() -> None:
     assert difference == pytest.approx(math.log(2) - math.log1p(math.exp(-1)))
 
 
+def test_ties_are_no_choices_that_accuracy_is_of() -> None:
+    groups = [_group(i, [(0, 1), (0, 2, 0.5)], subset="s") for i in range(10)]
+    rewards = [np.array([1.0, 0.0, 0.5])] * 10
+    report = evaluate(groups, rewards)
+    assert (report["comparisons"], report["choices"]) == (20, 10)
+    assert report["subsets"]["s"]["choices"] == 10
+    shown = {"name": "x", "evaluation": report, "figures": figures(groups, rewards)}
+    assert "of 10 held-out choices" in render(shown)
+    console = Console(record=True)
+    show_evaluation(report, "", console)
+    printed = console.export_text()
+    assert "on 10 choices" in printed and "of 10\n" in printed
+
+
 def test_true_rewards_give_the_ceiling_and_the_rank_correlation() -> None:
     groups = [_group(0, [(0, 1), (2, 1)], true_rewards=(2.0, 1.0, 0.0))]
     report = evaluate(groups, [np.array([5.0, 4.0, -1.0])])
