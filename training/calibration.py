@@ -121,5 +121,8 @@ def temperature(
     prompts = len(scores)
     error = math.sqrt((scores**2).sum() * prompts / max(prompts - 1, 1)) / curvature / slope
     value = 1 / slope
-    spread = math.exp(1.96 * error)
+    with np.errstate(over="ignore"):
+        spread = float(np.exp(1.96 * error))
+    if not math.isfinite(value * spread):  # a slope that nothing tells from 0
+        return None
     return {"value": value, "low": value / spread, "high": value * spread}

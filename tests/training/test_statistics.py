@@ -117,6 +117,12 @@ def test_where_no_temperature_is_best_there_is_none(margin: list[float]) -> None
     assert calibration.temperature(np.array(margin), np.ones(2), np.arange(2)) is None
 
 
+def test_margins_a_hair_better_than_chance_have_no_temperature() -> None:
+    """The interval of log T is +-62,000, and no float64 is exp of that."""
+    margin = np.array([1.0, -1.0] * 500 + [1e-3])
+    assert calibration.temperature(margin, np.ones(1001), np.arange(1001)) is None
+
+
 def test_the_calibration_error_of_a_model_that_claims_nine_and_keeps_seven_is_two_tenths() -> None:
     correct = np.repeat([1.0, 0.0], [700, 300])
     np.random.default_rng(6).shuffle(correct)
