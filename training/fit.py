@@ -19,6 +19,7 @@ from transformers.trainer_utils import set_seed
 
 from service.errors import DataError, InvalidRequest, TrainingError
 from service.text import Encoder
+from training import lora
 from training.batches import EncodedGroup, Share, collate, deal, ranking, schedule
 from training.checkpoint import read
 from training.config import Fit, Loss
@@ -80,6 +81,7 @@ class PreferenceTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.held_out, self.settings, self.loss = held_out, settings, loss
+        self.adapted = lora.is_adapted(self.model)
         self.watch = Watch(settings.learning_rate)
         self._squares = torch.zeros(2)  # sum of squared margins since the last log, and how many
 
@@ -146,8 +148,25 @@ class PreferenceTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint is a raw reward model that opens by itself, beside the trainer's state."""
         assert output_dir is not None
-        if self.args.should_save:
+        if not self.args.should_save:
+            return
+        if self.adapted:
+            self.model.save(output_dir, state_dict=lora.merged(self.model))
+            lora.write(self.model, Path(output_dir))
+        else:
             self.model.save(output_dir, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.adapted:
+            lora.restore(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.adapted:
+            lora.restore(self.model, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:

@@ -1,12 +1,18 @@
 """Low-rank adapters through peft: put on a backbone, merged into it. Knows nothing of training."""
 
+from pathlib import Path
+
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 
 from training.config import Lora
 from training.model import AnyRewardModel
 
 NEW = "pooler"
 "layers of a backbone that a base model lacks: they are trained whole, as the head is"
+ADAPTERS = "adapters.safetensors"
 
 
 def attach(model: AnyRewardModel, settings: Lora) -> PeftModel:
@@ -31,3 +37,34 @@ def attach(model: AnyRewardModel, settings: Lora) -> PeftModel:
 def merge(adapted: PeftModel) -> None:
     """W + (alpha / rank) B A in place of W, the adapters gone: a plain checkpoint again."""
     adapted.merge_and_unload()
+
+
+def is_adapted(model: AnyRewardModel) -> bool:
+    return any(isinstance(layer, LoraLayer) for layer in model.modules())
+
+
+@torch.no_grad()
+def merged(model: AnyRewardModel) -> dict[str, torch.Tensor]:
+    """The weights that `merge` would leave, under their plain names; the model stays adapted."""
+    weights = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            (adapter,) = layer.active_adapters
+            weight = layer.get_base_layer().weight + layer.get_delta_weight(adapter)
+            weights[f"{name}.weight"] = weight.cpu()  # a second model has no room beside this one
+    return weights
+
+
+def write(model: AnyRewardModel, path: Path) -> None:
+    """What is trained, for `restore`: merged weights do not say which part of them it was."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, path / ADAPTERS)
+
+
+def restore(model: AnyRewardModel, path: Path) -> None:
+    """Put it back; what is frozen is still the base model's."""
+    model.load_state_dict(load_file(path / ADAPTERS), strict=False)

@@ -1,5 +1,7 @@
 """Training on decoders and encoders, with adapters, in bf16, with gradient checkpointing."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from training.config import Lora, read_config
 from training.data import read_groups
 from training.demo.data import write
 from training.export import export
+from training.fit import last_whole_checkpoint
 from training.lora import attach, merge
 from training.measure import evaluate_run
 from training.pipeline import train
@@ -130,6 +133,28 @@ def test_a_run_with_adapters_leaves_a_plain_checkpoint(base, tmp_path: Path) -> 
         == load_file(path / "model.safetensors").keys()
     )
     export(run, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_checkpoint_with_adapters_opens_and_a_run_goes_on_from_it(
+    family: str, base, tmp_path: Path
+) -> None:
+    """Both bit for bit."""
+    lora = "model.lora={rank=4,alpha=8.0}"
+    path, settings = base(family), [lora, "fit.evaluations=3", "fit.learning_rate=1e-2"]
+    run = _train(path, tmp_path, *settings)
+    last = Path(last_whole_checkpoint(run.checkpoints))
+    best = json.loads((last / "trainer_state.json").read_bytes())["best_model_checkpoint"]
+    opened, ended = read(Path(best)).state_dict(), read(run.model).state_dict()
+    assert all(torch.equal(opened[name], ended[name]) for name in ended)
+
+    weights = load_file(last / "model.safetensors")
+    run.report.unlink()
+    shutil.rmtree(last)
+    assert last_whole_checkpoint(run.checkpoints) is not None
+    _train(path, tmp_path, *settings)
+    again = load_file(last / "model.safetensors")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_nothing_random_is_left_in_training(base) -> None:
