@@ -1,8 +1,10 @@
 """The same preferences from every kind of source become the same groups; errors name the place."""
 
 import csv
+import datetime
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -114,6 +116,37 @@ def test_a_source_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="datasets cannot read it"):
         read_groups(tmp_path / "empty")
+
+
+def test_a_damaged_or_cut_gzip_file_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps(PAIRS[0]).encode())
+    no_block = b"\xff" * 8  # 11 in bits 1 and 2 is no type of a block (RFC 1951, 3.2.3)
+    for broken in (whole[:40], whole[:10] + no_block + whole[18:]):
+        (tmp_path / "data.jsonl.gz").write_bytes(broken)
+        with pytest.raises(DataError, match=r"data\.jsonl\.gz: cannot be read: "):
+            read_groups(tmp_path / "data.jsonl.gz")
+
+
+@pytest.mark.parametrize("escape", ["ud800", "uD800", "uDFFF"])
+def test_a_lone_surrogate_is_refused_however_it_is_written(tmp_path: Path, escape: str) -> None:
+    (tmp_path / "data.jsonl").write_text(
+        f'{{"prompt": "\\{escape}", "chosen": "", "rejected": ""}}'
+    )
+    with pytest.raises(DataError, match=r"data\.jsonl:1: .*surrogates not allowed"):
+        read_groups(tmp_path / "data.jsonl")
+    pair = '{"prompt": "\\uD83D\\uDC4B", "chosen": "a", "rejected": "b"}'
+    (tmp_path / "data.jsonl").write_text(pair)
+    assert read_groups(tmp_path / "data.jsonl")[0][0].prompt == "👋"
+
+
+def test_a_dataset_has_a_digest_whatever_its_other_columns_hold(tmp_path: Path) -> None:
+    digests = set()
+    for i, day in enumerate((1, 1, 2)):
+        more = {"at": datetime.datetime(2026, 1, day), "price": Decimal("1.5"), "raw": b"\xff"}
+        dataset = datasets.Dataset.from_list([PAIRS[0] | more])
+        dataset.save_to_disk(tmp_path / str(i))
+        digests.add(sha256(tmp_path / str(i)))
+    assert len(digests) == 2
 
 
 def test_a_null_of_a_table_is_an_absent_column(tmp_path: Path) -> None:

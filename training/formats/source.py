@@ -9,7 +9,12 @@ import csv
 import gzip
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,10 @@ JSON_CELLS = {"margin", "responses", "comparisons", "ranking", "true_rewards"}
 "columns of a CSV file that hold JSON; the others hold text as it stands"
 LONGEST_CELL = 2**31 - 1
 
-Row = tuple[int, Any]
+SURROGATE = re.compile(r"\\u[dD]")
+"what half of a pair may begin with in JSON; alone it is no text"
+
+Row = tuple[int, dict[str, Any]]
 "(line of a text file or row of a table, both from 1; what stands there)"
 
 
@@ -36,8 +44,17 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield from _csv(path)
         else:
             yield from _json_lines(path)
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+@contextmanager
+def at_line(path: Path, number: int) -> Iterator[None]:
+    """A DataError from inside names the source and the line."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
 
 
 def sha256(path: Path) -> str:
@@ -47,8 +64,19 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for _, row in read_rows(path):
-        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+        digest.update(json.dumps(row, sort_keys=True, default=_as_json).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _as_json(value: object) -> str:
+    """What a table may hold and JSON has no word for."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, date | time | timedelta | Decimal):
+        return str(value)
+    raise DataError(
+        f"a column holds a {type(value).__name__}, of which there is no digest; drop it"
+    )
 
 
 def _open(path: Path, encoding: str = "utf-8") -> Any:
@@ -61,14 +89,17 @@ def _json_lines(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, _json(line, f"{path}:{number}", number)
+                content = _json(line, f"{path}:{number}", number)
+                if not isinstance(content, dict):
+                    raise DataError(f"{path}:{number}: not a JSON object", field=f"line {number}")
+                yield number, content
 
 
 def _json(text: str, where: str, number: int) -> Any:
     try:
         content = json.loads(text)
-        if "\\ud" in text:  # a lone surrogate is no text: this encoding refuses it
-            json.dumps(content, ensure_ascii=False).encode()
+        if SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()  # refuses a lone one
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {error}", field=f"line {number}") from error
     return content
