@@ -86,8 +86,8 @@ def check(
     tokens: Annotated[
         Path | None, typer.Option(help="A bundle, run or checkpoint whose limits are tried.")
     ] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(help="With a checkpoint.")] = 512,
-    max_response_tokens: Annotated[int, typer.Option(help="With a checkpoint.")] = 512,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="With a checkpoint.")] = 512,
+    max_response_tokens: Annotated[int, typer.Option(min=1, help="With a checkpoint.")] = 512,
     format: Format = "auto",
     as_json: Json = False,
 ) -> None:

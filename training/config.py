@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -30,6 +31,19 @@ class Scratch(Section):
     "passes over the chosen responses by language modelling: the SFT step"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_size: Positive = 32
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads is {self.kv_heads}, which does not divide heads, {self.heads}"
+            )
+        width = self.hidden_size // self.heads
+        if width == 0 or width % 2:
+            raise ValueError(
+                f"hidden_size / heads is {width}; rotary positions need an even number above 0"
+            )
+        return self
 
 
 class Lora(Section):
@@ -78,7 +92,7 @@ class Data(Section):
 class Text(Section):
     max_prompt_tokens: Positive = 512
     max_response_tokens: Positive = 512
-    template_date: str = "2026-01-01"
+    template_date: date = date(2026, 1, 1)
     ending: Literal["auto", "eos", "none"] = "auto"
     "auto: end-of-sequence after the response where the model has no chat template"
     template: Path | None = None

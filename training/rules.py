@@ -31,7 +31,7 @@ def text_rules(tokenizer: PreTrainedTokenizerBase, text: Text) -> TextRules:
         ending_ids=(eos,) if add_eos and eos is not None else (),
         max_prompt_tokens=text.max_prompt_tokens,
         max_response_tokens=text.max_response_tokens,
-        template_date=text.template_date,
+        template_date=text.template_date.isoformat(),
         template_variables={
             name: token
             for name, token in tokenizer.special_tokens_map.items()

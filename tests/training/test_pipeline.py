@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -84,11 +85,27 @@ def test_limits_beyond_the_model_s_positions_are_refused(run: Run, tmp_path: Pat
         (["seed"], "not key=value"),
         (['model.path="a"'], "model: .*give either model.path or"),
         (["data.issues.different_prompts=keep"], "different_prompts: Input should be"),
+        (["text.template_date=today"], "text.template_date: Input should be a valid date"),
+        (["text.template_date=2026-99-99"], "text.template_date: Input should be a valid date"),
+        (["model.scratch.kv_heads=3"], "model.scratch: .*kv_heads is 3, which does not divide hea"),
+        (
+            ["model.scratch.heads=5", "model.scratch.kv_heads=5", "model.scratch.hidden_size=25"],
+            "model.scratch: .*hidden_size / heads is 5; .* an even",
+        ),
+        (["model.scratch.hidden_size=3"], "model.scratch: .*hidden_size / heads is 0; .* an even"),
     ],
 )
 def test_a_bad_setting_is_named(settings: list[str], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         read_config(TINY, settings)
+
+
+def test_a_template_date_may_be_text_or_a_date_of_toml() -> None:
+    dates = [
+        read_config(TINY, [f"text.template_date={day}"]) for day in ('"2026-03-01"', "2026-03-01")
+    ]
+    assert {config.text.template_date for config in dates} == {date(2026, 3, 1)}
+    assert dates[0].model_dump(mode="json")["text"]["template_date"] == "2026-03-01"
 
 
 def test_a_reward_that_is_not_finite_is_named_by_its_row() -> None:
