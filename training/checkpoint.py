@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -100,15 +101,15 @@ def _fetch(name: str) -> Path:
 
 
 def _config(path: Path) -> PretrainedConfig:
-    content = json.loads((path / "config.json").read_bytes())
-    if "auto_map" in content:
-        raise TrainingError(
-            f"{path}: its config.json asks for code of its own (auto_map), which is never run"
-        )
+    file = path / "config.json"
     try:
+        if "auto_map" in json.loads(file.read_bytes()):
+            raise TrainingError(
+                f"{path}: its config.json asks for code of its own (auto_map), which is never run"
+            )
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise TrainingError(f"{path / 'config.json'}: {error}") from error
+    except (ValueError, KeyError, OSError, StrictDataclassError) as error:
+        raise TrainingError(f"{file}: {error}") from error
 
 
 def _kind(config: PretrainedConfig, path: Path) -> Literal["causal", "bidirectional"]:
@@ -138,7 +139,7 @@ def _load(
             output_loading_info=True,
             ignore_mismatched_sizes=resize,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot be loaded: {error}") from error
     return model, sorted(info["missing_keys"])
 

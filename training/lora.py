@@ -1,5 +1,6 @@
 """Low-rank adapters through peft: put on a backbone, merged into it. Knows nothing of training."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
+from service.errors import TrainingError
 from training.config import Lora
 from training.model import AnyRewardModel
 
@@ -18,16 +20,17 @@ ADAPTERS = "adapters.safetensors"
 def attach(model: AnyRewardModel, settings: Lora) -> PeftModel:
     """Freeze the backbone, adapt its linear layers in place; the head stays trainable."""
     target = settings.target_modules
-    adapted = get_peft_model(
-        model.backbone,
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=0.0,
-            target_modules=target if isinstance(target, str) else list(target),
-            exclude_modules=rf".*{NEW}.*",
-        ),
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=target if isinstance(target, str) else list(target),
+        exclude_modules=rf".*{NEW}.*",
     )
+    try:
+        adapted = get_peft_model(model.backbone, config)
+    except (ValueError, re.error) as error:
+        raise TrainingError(f"model.lora.target_modules: {error}") from error
     for name, parameter in model.backbone.named_parameters():
         if NEW in name:
             parameter.requires_grad_(True)

@@ -192,5 +192,26 @@ def test_every_family_begins_with_a_new_head(base) -> None:
         assert model.score.bias.item() == 0 and model.score.weight.std() < 0.5
 
 
+@pytest.mark.parametrize("target", ["no_such", "[unclosed", ["no_such"], ["norm"]])
+def test_adapters_for_layers_that_the_model_lacks_are_refused(target: str | list, base) -> None:
+    with pytest.raises(TrainingError, match=r"model\.lora\.target_modules: "):
+        attach(begin(base("llama")), Lora(target_modules=target))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama", "hidden_size": "wide"}'])
+def test_a_config_json_that_is_none_is_refused(content: str, base) -> None:
+    path = base("llama")
+    (path / "config.json").write_text(content)
+    with pytest.raises(TrainingError, match=r"config\.json: "):
+        read(path)
+
+
+def test_weights_that_were_cut_short_are_refused(base) -> None:
+    file = base("llama") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match=r"cannot be loaded: .*incomplete"):
+        begin(file.parent)
+
+
 def test_the_adapters_configuration_is_valid() -> None:
     assert read_config(CONFIGS / "lora.toml").model.lora.rank == 16
