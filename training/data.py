@@ -14,12 +14,13 @@ from types import MappingProxyType
 
 from service.errors import DataError
 from service.text import Message
-from training.formats import Reader, reader_for
+from training.formats import Reader, completion, reader_for
 from training.formats.record import Record
-from training.formats.source import read_rows
+from training.formats.source import at_line, read_rows
 from training.issues import Action, IssueKind, Issues
 
 Prompt = str | tuple[Message, ...]
+Completion = tuple[Prompt, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,10 @@ def read_records(path: str | Path, format: str = "auto") -> Iterator[Record]:
     path = Path(path)
     read: Reader | None = None
     for number, content in read_rows(path):
-        try:
-            if not isinstance(content, dict):
-                raise DataError("not a JSON object")
+        with at_line(path, number):
             read = read or reader_for(content, format)
-            yield read(content).at(number)
-        except DataError as error:
-            raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
+            record = read(content)
+        yield record.at(number)
 
 
 def read_groups(
@@ -200,12 +198,21 @@ def split_by_prompt(
     )
 
 
-def reference_completions(groups: Iterable[Group]) -> list[tuple[Prompt, str]]:
+def read_completions(path: Path) -> list[Completion]:
+    """Every row of a source as a completion. Errors name the source and the line."""
+    completions = []
+    for number, content in read_rows(path):
+        with at_line(path, number):
+            completions.append(completion.read(content))
+    return completions
+
+
+def reference_completions(groups: Iterable[Group]) -> list[Completion]:
     """The chosen responses, one per record: what the normalisation averages to 0."""
     return [(group.prompt, group.responses[i]) for group in groups for i in group.chosen]
 
 
-def completions_sha256(completions: Sequence[tuple[Prompt, str]]) -> str:
+def completions_sha256(completions: Sequence[Completion]) -> str:
     """Digest of a set of completions, whatever file it came from."""
     digest = hashlib.sha256()
     for prompt, response in completions:

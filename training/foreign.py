@@ -15,18 +15,25 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from service.bundle import Bundle, digest
-from service.errors import DataError, TrainingError
+from service.errors import TrainingError
 from service.manifest import Normalization, Provenance
 from training.checkpoint import find, read
 from training.config import Text
-from training.data import Prompt, completions_sha256, read_groups, reference_completions
+from training.data import (
+    Prompt,
+    completions_sha256,
+    read_completions,
+    read_groups,
+    reference_completions,
+)
 from training.export import Completions, Source, write_proved
+from training.formats.completion import is_completion
+from training.formats.source import read_rows
 from training.model import AnyRewardModel, usable_positions
 from training.normalize import reference_mean
 from training.pipeline import check_positions, libraries, open_tokenizer
 from training.predict import predict
 from training.rules import text_rules
-from training.run import read_completions
 
 MAX_TOKENS = 2048
 "default limit of prompt and of response, where the model has positions for both"
@@ -105,14 +112,10 @@ def _text(model: AnyRewardModel, given: Mapping[str, object]) -> Text:
 
 def _completions(file: Path) -> Completions:
     """Reference completions: the chosen responses of preferences, or completions as they are."""
-    try:
-        groups, _ = read_groups(file)
-    except DataError as error:
-        try:
-            return read_completions(file)
-        except DataError:
-            raise error from None
-    return reference_completions(groups)
+    _, first = next(read_rows(file), (1, {}))
+    if is_completion(first):
+        return read_completions(file)
+    return reference_completions(read_groups(file)[0])
 
 
 def _refuse_other_pooling(path: Path, source: Source, completions: Completions) -> None:

@@ -20,11 +20,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.bundle import TEMPLATE, TOKENIZER
-from service.errors import DataError, TrainingError
+from service.errors import TrainingError
 from service.manifest import TextRules
-from service.text import Encoder, Message
+from service.text import Encoder
 from training.config import TrainConfig
-from training.data import Group, Prompt
+from training.data import Completion, Group, Prompt, read_completions
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,12 @@ class Run:
         content: dict[str, Any] = json.loads(self.report.read_bytes())
         return content
 
-    def write_reference(self, completions: Sequence[tuple[Prompt, str]]) -> None:
+    def write_reference(self, completions: Sequence[Completion]) -> None:
         with (self.path / "reference.jsonl").open("w", encoding="utf-8") as file:
             for prompt, response in completions:
                 file.write(json.dumps({"prompt": plain(prompt), "response": response}) + "\n")
 
-    def reference(self) -> list[tuple[Prompt, str]]:
+    def reference(self) -> list[Completion]:
         return read_completions(self.path / "reference.jsonl")
 
     def write_held_out(self, groups: Sequence[Group]) -> None:
@@ -127,22 +127,6 @@ def write_whole(file: Path, content: str) -> None:
 
 def plain(prompt: Prompt) -> object:
     return prompt if isinstance(prompt, str) else [message.model_dump() for message in prompt]
-
-
-def read_completions(path: Path) -> list[tuple[Prompt, str]]:
-    """(prompt, response) of every line of a JSONL file."""
-    completions: list[tuple[Prompt, str]] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                prompt = row["prompt"]
-                if not isinstance(prompt, str):
-                    prompt = tuple(Message.model_validate(message) for message in prompt)
-                completions.append((prompt, row["response"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not completions of prompt and response: {error!r}") from error
-    return completions
 
 
 def as_records(group: Group) -> Iterator[dict[str, object]]:

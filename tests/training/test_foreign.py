@@ -19,7 +19,7 @@ from transformers import (
 
 from service.bundle import load
 from service.config import ServiceConfig
-from service.errors import TrainingError
+from service.errors import DataError, TrainingError
 from service.http_api import build_http
 from service.journal import Journal
 from service.metrics import Recorder
@@ -151,6 +151,24 @@ def test_calibration_data_averages_zero(save, tmp_path: Path) -> None:
     scorer.close()
     assert np.mean(rewards) == pytest.approx(0, abs=1e-5)
     assert bundle.manifest.normalization.completions == len(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "data.jsonl: no comparisons in it"),
+        ([{"prompt": "x", "response": 5}], "data.jsonl:1: response: "),
+        ([{"prompt": [], "response": "a"}], "data.jsonl:1: prompt: the conversation is empty"),
+        ([{"prompt": "x", "response": "a"}, {"prompt": "x"}], "data.jsonl:2: column 'response'"),
+    ],
+)
+def test_calibration_data_that_is_none_is_named_by_its_line(
+    rows: list, message: str, save, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=message):
+        export_foreign(save("llama"), tmp_path / "bundle", calibrate=data)
 
 
 def test_the_mean_and_std_of_a_checkpoint_are_honoured(save, tmp_path: Path) -> None:
