@@ -46,15 +46,15 @@ def encode_groups(encoder: Encoder, groups: Sequence[Group]) -> tuple[list[Encod
 
 
 def check_likelihood(groups: Sequence[EncodedGroup], settings: Loss) -> None:
-    """Raises DataError where the data lacks what the likelihood speaks of, naming the line."""
+    """Raises DataError, naming the line, where data and likelihood do not speak of the same."""
     for group in groups:
-        line = f"data line {group.comparisons[0].line}"
-        if settings.likelihood == "plackett-luce":
-            try:
-                ranking(group)
-            except ValueError as error:
-                raise DataError(f"{line}: loss.likelihood is plackett-luce, but {error}") from error
         for c in group.comparisons:
+            if settings.likelihood in ("rao-kupper", "plackett-luce") and c.target_margin:
+                raise DataError(
+                    f"data line {c.line}: loss.likelihood is {settings.likelihood}, which knows no "
+                    f"margin, but this one is {c.target_margin}; remove it, or take another "
+                    "likelihood"
+                )
             if settings.likelihood == "scaled-bradley-terry" and c.target_margin <= 0:
                 raise DataError(
                     f"data line {c.line}: loss.likelihood is scaled-bradley-terry, which weighs "
@@ -65,6 +65,14 @@ def check_likelihood(groups: Sequence[EncodedGroup], settings: Loss) -> None:
                     f"data line {c.line}: loss.likelihood is rao-kupper, whose targets are 0, 0.5 "
                     f"(a tie) and 1, but this one is {c.target}"
                 )
+        if settings.likelihood == "plackett-luce":
+            try:
+                ranking(group)
+            except ValueError as error:
+                raise DataError(
+                    f"data line {group.comparisons[0].line}: loss.likelihood is plackett-luce, "
+                    f"but {error}"
+                ) from error
 
 
 class PreferenceTrainer(Trainer):

@@ -122,6 +122,7 @@ NAN = float("nan")
         (K2 | {"comparisons": [[0, 1, "x"]]}, "comparisons: "),
         (K2 | {"comparisons": [[0]]}, "comparisons: .*at least 2"),
         (K2 | {"ranking": [0]}, "does not order 2"),
+        (K2 | {"ranking": [0, 1], "comparisons": [[1, 0]]}, "comparisons and ranking: .* one of"),
         (K2 | {"ranking": [0, "1"]}, "ranking: "),
         (K2 | {"comparisons": [[0, 1]], "true_rewards": [1.0]}, "true_rewards: 1 for 2"),
         ({"chosen": _user("a"), "rejected": _user("b")}, "not the assistant's"),

@@ -198,6 +198,8 @@ def test_a_prompt_weighs_one_however_many_responses_it_has() -> None:
         ("scaled-bradley-terry", Comparison(0, 1, line=7), "line 7: .* margin, but that is 0.0"),
         ("rao-kupper", Comparison(0, 1, 0.7, line=7), "line 7: .* this one is 0.7"),
         ("plackett-luce", Comparison(0, 1, line=7), "line 7: .* 1 comparisons do not rank 3"),
+        ("rao-kupper", Comparison(0, 1, 1.0, 0.5, 7), "line 7: .* no margin, but .* is 0.5; rem"),
+        ("plackett-luce", Comparison(0, 1, 1.0, 0.5, 7), "line 7: .* no margin, but .* is 0.5"),
     ],
 )
 def test_data_that_a_likelihood_cannot_use_is_refused(likelihood, comparison, message) -> None:

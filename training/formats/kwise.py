@@ -42,6 +42,8 @@ def read(content: dict[str, Any]) -> Record:
 
 
 def _choices(record: KWise, k: int) -> tuple[Choice, ...]:
+    if record.ranking is not None and record.comparisons is not None:
+        raise DataError("comparisons and ranking: a record has one of them")
     if record.ranking is not None:
         if sorted(record.ranking) != list(range(k)):
             raise DataError(f"ranking: {record.ranking} does not order {k} responses")
