@@ -6,19 +6,31 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from service.errors import RewardError
+from training.issues import Action, IssueKind
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Of a checkpoint: what it shall be.")]
 Format = Annotated[str, typer.Option(help="auto, trl, hh or kwise")]
-Drop = Annotated[list[str] | None, typer.Option(help="Kinds of odd records to leave out.")]
+
+
+class OddRecord(StrEnum):
+    """What --drop takes: the kinds that are found when records are read (training/issues.py)."""
+
+    DIFFERENT_PROMPTS = "different_prompts"
+    IDENTICAL = "identical"
+    CONTRADICTORY = "contradictory"
+
+
+Drop = Annotated[list[OddRecord] | None, typer.Option(help="Kinds of odd records to leave out.")]
 
 
 class VariantName(StrEnum):
@@ -86,27 +98,28 @@ def check(
     tokens: Annotated[
         Path | None, typer.Option(help="A bundle, run or checkpoint whose limits are tried.")
     ] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="With a checkpoint.")] = 512,
-    max_response_tokens: Annotated[int, typer.Option(min=1, help="With a checkpoint.")] = 512,
+    max_prompt_tokens: Limit = None,
+    max_response_tokens: Limit = None,
     format: Format = "auto",
     as_json: Json = False,
 ) -> None:
     """Look preference data over before anybody trains on it."""
     from training.checks import check as check_data
     from training.checks import truncation
-    from training.config import Text
     from training.data import group_records, read_groups, read_records
     from training.measure import open_encoder
     from training.tables import show_checks
 
+    limits = _given(max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+    if limits and tokens is None:
+        raise RewardError(f"{', '.join(limits)}: nothing is cut without --tokens CHECKPOINT")
     records = list(read_records(data, format))
     drop: dict = {"different_prompts": "drop"}
     groups, issues = group_records(records, str(data), drop)
     evaluation = read_groups(held_out, format, drop)[0] if held_out else []
     report = check_data(records, groups, issues, evaluation)
     if tokens:
-        text = Text(max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
-        encoder = open_encoder(tokens, text)
+        encoder = open_encoder(tokens, limits)
         encoded = [encoder.encode_group(group.prompt, group.responses) for group in groups]
         report["truncation"] = truncation(groups, encoded)
     report["issues"] = issues.report()
@@ -137,11 +150,12 @@ def evaluate(
     from training.measure import origin, score
     from training.report.figures import figures
     from training.report.page import HTML, write
-    from training.tables import show_evaluation
+    from training.tables import show_evaluation, show_issues
 
-    groups, _ = read_groups(data, format, dict.fromkeys(drop or [], "drop"))
+    groups, issues = read_groups(data, format, _dropping(drop))
     rewards = score(source, groups)
     report = evaluate_rewards(groups, rewards, gold=score(judge, groups) if judge else None)
+    report["issues"] = issues.report()
     where = f"{source} on {data}"
     if out:
         judged = {"judge": origin(judge)["scored_by"]} if judge else {}
@@ -153,6 +167,7 @@ def evaluate(
         print(json.dumps(report))
     else:
         show_evaluation(report, where, console)
+        show_issues(report["issues"], console)
 
 
 @app.command()
@@ -168,14 +183,16 @@ def compare(
     from training.compare import compare as compare_rewards
     from training.data import read_groups
     from training.measure import score
-    from training.tables import show_comparison, verdict
+    from training.tables import show_comparison, show_issues, verdict
 
-    groups, _ = read_groups(data, format, dict.fromkeys(drop or [], "drop"))
+    groups, issues = read_groups(data, format, _dropping(drop))
     report = compare_rewards(groups, score(first, groups), score(second, groups))
+    report["issues"] = issues.report()
     if as_json:
         print(json.dumps(report | {"verdict": verdict(report)}))
     else:
         show_comparison(report, console)
+        show_issues(report["issues"], console)
 
 
 @app.command()
@@ -188,9 +205,10 @@ def export(
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Serve raw rewards, marked as such.")
     ] = False,
-    max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    max_response_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    ending: Annotated[str, typer.Option(help="auto, eos or none")] = "auto",
+    drop: Drop = None,
+    max_prompt_tokens: Limit = None,
+    max_response_tokens: Limit = None,
+    ending: Annotated[str | None, typer.Option(help="auto (the default), eos or none")] = None,
     template: Annotated[Path | None, typer.Option(help="A chat template of your own.")] = None,
     variants: Annotated[
         list[VariantName] | None,
@@ -206,14 +224,27 @@ def export(
     from training.export import export as export_run
     from training.run import Run
 
+    text = _given(
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        ending=ending,
+        template=template,
+    )
+    centre = _given(calibrate=calibrate, uncalibrated=uncalibrated or None, drop=drop)
     if (Path(source) / "report.json").is_file():
-        if calibrate or uncalibrated:
+        if text or centre:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in [*centre, *text])
             raise RewardError(
-                "a run has its own mean: --calibrate and --uncalibrated are for "
-                "models from elsewhere"
+                f"{options}: for models from elsewhere; a run has its own mean and text rules"
             )
         bundle = export_run(Run.open(Path(source)), out, variants or ())
     else:
+        if calibrate and uncalibrated:
+            raise RewardError(
+                "--calibrate centres rewards, --uncalibrated does not; give one of them"
+            )
+        if drop and not calibrate:
+            raise RewardError("--drop is for the records of --calibrate FILE, which is not given")
         if "int8" in (variants or ()):
             raise RewardError(
                 "--variant int8 is measured on a run's held-out prompts; "
@@ -221,13 +252,9 @@ def export(
             )
         from training.foreign import export_foreign
 
-        limits = {
-            "max_prompt_tokens": max_prompt_tokens,
-            "max_response_tokens": max_response_tokens,
-        }
-        given = {name: value for name, value in limits.items() if value is not None}
-        text = given | {"ending": ending, "template": template}
-        bundle = export_foreign(source, out, text, calibrate, uncalibrated, variants or ())
+        bundle = export_foreign(
+            source, out, text, calibrate, uncalibrated, variants or (), _dropping(drop)
+        )
     manifest = bundle.manifest
     if as_json:
         print(json.dumps({"bundle": str(out), "id": manifest.id, "name": manifest.name}))
@@ -244,6 +271,14 @@ def demo(
     from training.demo.walk import walk
 
     walk(out, prompts, console)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _dropping(kinds: list[OddRecord] | None) -> dict[IssueKind, Action]:
+    return {kind.value: "drop" for kind in kinds or []}
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from training.data import (
 from training.export import Completions, Source, write_proved
 from training.formats.completion import is_completion
 from training.formats.source import read_rows
+from training.issues import Action, IssueKind
 from training.model import AnyRewardModel, usable_positions
 from training.normalize import reference_mean
 from training.pipeline import check_positions, libraries, open_tokenizer
@@ -58,13 +59,15 @@ def export_foreign(
     calibrate: Path | None = None,
     uncalibrated: bool = False,
     variants: Collection[str] = (),
+    actions: Mapping[IssueKind, Action] = MappingProxyType({}),
 ) -> Bundle:
     """Raises TrainingError with the reason where the model cannot be served as it is.
 
     calibrate: preferences, whose chosen responses will average 0, or completions with "prompt" and
     "response". Without it the checkpoint's own `mean` is honoured, as OpenRLHF writes it; where it
     has none, `uncalibrated` must be said. text: fields of training.config.Text; limits go as far as
-    the model's positions by default. variants: beside fp32.
+    the model's positions by default. variants: beside fp32. actions: what becomes of odd records
+    of the preferences.
     """
     path = find(source)
     model = read(path)
@@ -74,7 +77,7 @@ def export_foreign(
     rules = text_rules(tokenizer, rules_wanted)
     if not tokenizer.is_fast:
         raise TrainingError(f"{path}: it has no tokenizer.json, which is what a bundle holds")
-    completions = _completions(calibrate) if calibrate else PROBES
+    completions, origin = _completions(calibrate, actions) if calibrate else (PROBES, "")
     made = Source(
         name=re.sub(r"[^\w.\-]", "-", Path(source).resolve().name)[:100],
         model=model,
@@ -92,7 +95,7 @@ def export_foreign(
     )
     _refuse_other_pooling(path, made, completions)
     if calibrate:
-        normalization = _calibrated(made, completions, calibrate.name)
+        normalization = _calibrated(made, completions, origin)
     else:
         normalization = None if uncalibrated else _own_normalization(path, model)
     return write_proved(replace(made, normalization=normalization), completions, out, variants)
@@ -110,12 +113,19 @@ def _text(model: AnyRewardModel, given: Mapping[str, object]) -> Text:
         raise TrainingError(f"{first['loc'][0]}: {first['msg']}") from error
 
 
-def _completions(file: Path) -> Completions:
-    """Reference completions: the chosen responses of preferences, or completions as they are."""
+def _completions(file: Path, actions: Mapping[IssueKind, Action]) -> tuple[Completions, str]:
+    """Reference completions: the chosen responses of preferences, or completions as they are.
+
+    And where they come from.
+    """
     _, first = next(read_rows(file), (1, {}))
+    origin = f"completions of {file.name}"
     if is_completion(first):
-        return read_completions(file)
-    return reference_completions(read_groups(file)[0])
+        return read_completions(file), origin
+    groups, issues = read_groups(file, actions=actions)
+    if dropped := sum(issues.dropped.values()):
+        origin += f" without {dropped} odd record{'s' if dropped > 1 else ''}"
+    return reference_completions(groups), origin
 
 
 def _refuse_other_pooling(path: Path, source: Source, completions: Completions) -> None:
@@ -139,7 +149,7 @@ def _refuse_other_pooling(path: Path, source: Source, completions: Completions) 
             )
 
 
-def _calibrated(source: Source, completions: Completions, file: str) -> Normalization:
+def _calibrated(source: Source, completions: Completions, origin: str) -> Normalization:
     encoder = source.encoder()
     rows = [encoder.encode(prompt, response).ids for prompt, response in completions]
     raw_rewards = predict(source.model, rows)
@@ -148,7 +158,7 @@ def _calibrated(source: Source, completions: Completions, file: str) -> Normaliz
         measured_mean=0.0,  # until it is measured through the graph
         std=float(raw_rewards.std()),
         completions=len(completions),
-        reference=f"completions of {file}",
+        reference=origin,
         reference_sha256=completions_sha256(completions),
     )
 

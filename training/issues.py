@@ -7,6 +7,7 @@ from service.errors import DataError
 
 Action = Literal["keep", "drop", "error"]
 IssueKind = Literal["different_prompts", "identical", "contradictory", "identical_when_cut"]
+"the last one is found when `fit` has cut records to token limits, the others when they are read"
 
 
 @dataclass
@@ -19,9 +20,12 @@ class Issues:
     def add(self, kind: IssueKind, line: int, action: Action, file: str) -> bool:
         """Count one; True when the record is to be dropped. Raises DataError for "error"."""
         if action == "error":
+            options = f'fit: data.issues.{kind} = "drop"'
+            if kind != "identical_when_cut":
+                options += f"; evaluate, compare and export: --drop {kind}"
             raise DataError(
                 f"{file}:{line}: {DESCRIPTION[kind]}; mend the data, or drop such records "
-                f'(fit: data.issues.{kind} = "drop"; evaluate: --drop {kind})',
+                f"({options})",
                 field=f"line {line}",
             )
         self.lines.setdefault(kind, []).append(line)

@@ -1,7 +1,7 @@
 """A run or a bundle on preference data: opens it, scores with it. A bundle is scored by the code
 that serves, a run, which has no graph yet, by torch behind the same text rules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +78,23 @@ def origin(source: Path) -> dict[str, Any]:
     return {name: report[name] for name in kept if name in report}
 
 
-def open_encoder(source: Path, text: Text) -> Encoder:
-    """The encoder of a bundle, a run or a checkpoint directory; `text` is for the last one."""
+def open_encoder(source: Path, limits: Mapping[str, int]) -> Encoder:
+    """The encoder of a bundle, a run or a checkpoint directory; `limits` are for the last one."""
+    is_run = (source / "text.json").is_file()
+    if limits and (is_run or is_bundle(source)):
+        raise TrainingError(
+            f"{source}: has limits of its own; {', '.join(limits)} are for checkpoints"
+        )
+    if is_run:
+        return Run(source).encoder()
     if is_bundle(source):
         return Encoder.of(bundles.load(source))
-    if (source / "text.json").is_file():
-        return Run(source).encoder()
     if not (source / bundles.TOKENIZER).is_file():
         raise TrainingError(f"{source}: neither a bundle, nor a run, nor a checkpoint directory")
     from training.pipeline import open_tokenizer
     from training.rules import text_rules
 
+    text = Text.model_validate(limits)
     tokenizer = open_tokenizer(source, text)
     rules = text_rules(tokenizer, text)
     return Encoder(tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, rules)

@@ -76,6 +76,16 @@ def show_checks(checks: dict[str, Any], title: str, console: Console) -> None:
     console.print(table)
 
 
+def show_issues(issues: dict[str, Any], console: Console) -> None:
+    """What reading the data found odd: how often, what became of it, and where."""
+    for kind, found in issues.items():
+        lines = ", ".join(map(str, found["lines"][:10])) + (", ..." if found["count"] > 10 else "")
+        console.print(
+            f"{kind}: {found['count']:,}, {found['dropped']:,} of them left out "
+            f"({'lines' if found['count'] > 1 else 'line'} {lines})"
+        )
+
+
 def show_evaluation(report: dict[str, Any], where: str, console: Console) -> None:
     low, high = report["accuracy_95"] or (None, None)
     accuracy = {"value": report["accuracy"], "low": low, "high": high}
