@@ -57,7 +57,7 @@ def encode(base: Path, text: Text, groups: Sequence[Group]) -> list[dict]:
         tokenizer.chat_template = text.template.read_text()
     rules = text_rules(tokenizer, text)
     encoder = Encoder(tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, rules)
-    encoded, _ = encode_groups(encoder, groups)
+    encoded = encode_groups(encoder, groups)
     return [
         {"rows": group.rows, "comparisons": [[c.winner, c.loser] for c in group.comparisons]}
         for group in encoded

@@ -19,6 +19,8 @@ from training.data import Comparison
 class EncodedGroup:
     rows: list[list[int]]
     comparisons: tuple[Comparison, ...]
+    cut: int = 0
+    "how many of the rows the token limits cut"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,17 +32,17 @@ from training.processes import on_cpu
 from training.watch import Watch
 
 
-def encode_groups(encoder: Encoder, groups: Sequence[Group]) -> tuple[list[EncodedGroup], int]:
-    """Token ids of all groups, and how many completions the limits cut."""
-    encoded, truncated = [], 0
+def encode_groups(encoder: Encoder, groups: Sequence[Group]) -> list[EncodedGroup]:
+    """Token ids of all groups."""
+    encoded = []
     for group in groups:
         try:
             rows = encoder.encode_group(group.prompt, group.responses)
         except InvalidRequest as error:
             raise TrainingError(f"data line {group.lines[0]}: {error.message}") from error
-        truncated += sum(row.truncated for row in rows)
-        encoded.append(EncodedGroup([row.ids for row in rows], group.comparisons))
-    return encoded, truncated
+        cut = sum(row.truncated for row in rows)
+        encoded.append(EncodedGroup([row.ids for row in rows], group.comparisons, cut))
+    return encoded
 
 
 def check_likelihood(groups: Sequence[EncodedGroup], settings: Loss) -> None:

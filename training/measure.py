@@ -44,7 +44,7 @@ def score_run(run: Run, groups: Sequence[Group]) -> list[np.ndarray]:
     from training.predict import predict_groups
 
     model = read(run.model)
-    encoded, _ = encode_groups(run.encoder(), groups)
+    encoded = encode_groups(run.encoder(), groups)
     mean = np.float32(model.config.mean)
     return [rewards - mean for rewards in predict_groups(model, encoded)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def train(config: TrainConfig) -> Run:
     with state.main_process_first():
         if run.begin(config, _inputs(config)):
             return run
-    records, train_groups, held_out, issues = _read(config)
+    records, train_groups, held_out, issues, held_out_issues = _read(config)
     with state.main_process_first():
         base = _base(config, train_groups, run)
         tokenizer = open_tokenizer(base, config.text)
@@ -67,9 +68,9 @@ def train(config: TrainConfig) -> Run:
             run.write_rules(text_rules(tokenizer, config.text))
     encoder = run.encoder()
 
-    encoded, truncated = encode_groups(encoder, train_groups)
+    encoded = encode_groups(encoder, train_groups)
     train_groups, encoded = _without_void(config, train_groups, encoded, issues)
-    encoded_held_out, _ = encode_groups(encoder, held_out)
+    encoded_held_out = encode_groups(encoder, held_out)
     set_seed(config.seed)  # the head's weights
     model = checkpoint.begin(base)
     check_positions(model, config.text)
@@ -94,6 +95,7 @@ def train(config: TrainConfig) -> Run:
     rewards = [values - np.float32(mean) for values in predict_groups(model, encoded_held_out)]
     leaked = leaked_prompts(train_groups, held_out)
     evaluation = evaluate(held_out, rewards, leaked=leaked)
+    evaluation["issues"] = held_out_issues.report()
     if not state.is_main_process:
         state.wait_for_everyone()
         return run
@@ -107,8 +109,8 @@ def train(config: TrainConfig) -> Run:
         "reference": "chosen responses of the training split",
         "reference_sha256": completions_sha256(reference),
     }
-    data = _data_report(config, train_groups, truncated, issues)
-    data["checks"] = check(records, train_groups, issues, held_out)
+    data = _data_report(config, train_groups, encoded, issues)
+    data["checks"] = _checks(config, records, held_out)
     write_report(
         _provenance(config)
         | {"data": data, "normalization": normalization, "evaluation": evaluation}
@@ -136,15 +138,16 @@ def _inputs(config: TrainConfig) -> dict[str, str]:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def _read(config: TrainConfig) -> tuple[list[Record], list[Group], list[Group], Issues]:
-    """Records and groups to train on, held-out groups, and what is odd about the training file."""
+def _read(config: TrainConfig) -> tuple[list[Record], list[Group], list[Group], Issues, Issues]:
+    """The training file's records; groups to train on, groups held out; what is odd about the
+    training file, and about data.eval where there is one."""
     data = config.data
     actions = data.issues.actions()
     records = list(read_records(data.train, data.format))
     groups, issues = group_records(records, str(data.train), actions)
     if data.eval is None:
-        return records, *split_by_prompt(groups, data.eval_fraction, config.seed), issues
-    held_out, _ = read_groups(data.eval, data.format, actions)
+        return records, *split_by_prompt(groups, data.eval_fraction, config.seed), issues, Issues()
+    held_out, held_out_issues = read_groups(data.eval, data.format, actions)
     known = {group.prompt for group in groups}
     if leaked := [group.lines[0] for group in held_out if group.prompt in known]:
         raise DataError(
@@ -152,7 +155,7 @@ def _read(config: TrainConfig) -> tuple[list[Record], list[Group], list[Group], 
             f"{len(leaked) - 1} others; an evaluation on training prompts says nothing",
             field="data.eval",
         )
-    return records, groups, held_out, issues
+    return records, groups, held_out, issues, held_out_issues
 
 
 def _base(config: TrainConfig, groups: list[Group], run: Run) -> Path:
@@ -200,17 +203,26 @@ def _provenance(config: TrainConfig) -> dict[str, object]:
 
 
 def _data_report(
-    config: TrainConfig, groups: list[Group], truncated: int, issues: Issues
+    config: TrainConfig, groups: list[Group], encoded: list[EncodedGroup], issues: Issues
 ) -> dict[str, object]:
+    """What was trained on; the issues are those of the whole file, held-out part and all."""
     return {
         "file": config.data.train.name,
         "sha256": sha256(config.data.train),
         "prompts": len(groups),
         "comparisons": sum(len(group.comparisons) for group in groups),
         "completions": sum(len(group.responses) for group in groups),
-        "truncated_completions": truncated,
+        "truncated_completions": sum(group.cut for group in encoded),
         "issues": issues.report(),
     }
+
+
+def _checks(config: TrainConfig, records: list[Record], held_out: list[Group]) -> dict[str, object]:
+    """Of the training part of the file as it was read, before anything was dropped."""
+    apart = {group.prompt for group in held_out}
+    known = [record for record in records if record.prompt not in apart]
+    groups, issues = group_records(known, str(config.data.train), {"different_prompts": "drop"})
+    return check(known, groups, issues, held_out)
 
 
 def libraries() -> dict[str, str]:
@@ -226,9 +238,11 @@ def _without_void(
     config: TrainConfig, groups: list[Group], encoded: list[EncodedGroup], issues: Issues
 ) -> tuple[list[Group], list[EncodedGroup]]:
     """Apply data.issues.identical_when_cut; groups and their rows stay side by side."""
-    rows = {id(group.responses): e.rows for group, e in zip(groups, encoded, strict=True)}
+    whole = {id(group.responses): e for group, e in zip(groups, encoded, strict=True)}
     action = config.data.issues.identical_when_cut
     kept = find_identical_when_cut(
         groups, [e.rows for e in encoded], issues, action, str(config.data.train)
     )
-    return kept, [EncodedGroup(rows[id(group.responses)], group.comparisons) for group in kept]
+    return kept, [
+        replace(whole[id(group.responses)], comparisons=group.comparisons) for group in kept
+    ]

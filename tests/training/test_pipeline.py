@@ -182,6 +182,70 @@ def test_the_prompt_has_to_be_read() -> None:
     assert shallow < np.mean(true) - 0.10
 
 
+def _pairs(file: Path, number: int, identical: int) -> Path:
+    """K-wise records of one comparison each, the first of them with two identical sides."""
+    rows = [
+        {
+            "prompt": f"{file.stem} {i}",
+            "responses": ["same", "same"] if i < identical else ["yes " * i, "no"],
+            "comparisons": [[i % 2, 1 - i % 2]],
+        }
+        for i in range(number)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+SMALL = ["model.scratch.layers=1", "model.scratch.hidden_size=16", "model.scratch.epochs=0"]
+
+
+def test_the_checks_of_a_run_are_those_of_its_training_part(tmp_path: Path) -> None:
+    """As it was read: with what was dropped of it, without what was held out."""
+    data = _pairs(tmp_path / "data.jsonl", 40, identical=20)
+    settings = [f"data.train={data}", f"out={tmp_path / 'run'}", *SMALL, "data.eval_fraction=0.2",
+                "data.issues.identical=drop"]  # fmt: skip
+    run = train(read_config(TINY, settings))
+    held_out = {json.loads(line)["prompt"] for line in run.held_out.read_text().splitlines()}
+    assert len(held_out) == 4
+    numbers = [i for i in range(40) if f"data {i}" not in held_out]
+    found = run.read_report()["data"]
+    assert (found["comparisons"], found["issues"]["identical"]["dropped"]) == (16, 20)
+    checks = found["checks"]
+    assert (checks["records"], checks["prompts"], checks["comparisons"]) == (36, 36, 36)
+    assert checks["identical"] == 20
+    first = np.mean([i % 2 == 0 for i in numbers])
+    assert checks["first_wins"]["value"] == pytest.approx(first)
+
+
+def test_what_is_odd_about_the_evaluation_data_is_counted_too(tmp_path: Path) -> None:
+    data = _pairs(tmp_path / "data.jsonl", 20, identical=0)
+    other = _pairs(tmp_path / "other.jsonl", 20, identical=3)
+    settings = [f"data.train={data}", f"data.eval={other}", f"out={tmp_path / 'run'}", *SMALL,
+                "data.issues.identical=drop", "text.max_response_tokens=8"]  # fmt: skip
+    report = train(read_config(TINY, settings)).read_report()
+    assert report["evaluation"]["issues"]["identical"] == {
+        "count": 3, "dropped": 3, "lines": [1, 2, 3],
+    }  # fmt: skip
+    assert report["data"]["issues"] == {}
+
+
+def test_completions_that_were_cut_are_counted_among_those_trained_on(tmp_path: Path) -> None:
+    """Of two that the limits make identical neither is trained on."""
+    file = tmp_path / "data.jsonl"
+    same = " and so on" * 10
+    rows = [
+        {"prompt": f"p{i}", "chosen": f"{i}{same}", "rejected": f"{-i}{same}"} for i in range(1, 31)
+    ]
+    rows += [{"prompt": f"q{i}", "chosen": "a", "rejected": f"b{same}"} for i in range(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"data.train={file}", f"out={tmp_path / 'run'}", *SMALL,
+                "data.issues.identical_when_cut=drop", "text.max_response_tokens=8"]  # fmt: skip
+    found = train(read_config(TINY, settings)).read_report()["data"]
+    assert found["issues"]["identical_when_cut"]["dropped"] > 0
+    assert found["completions"] == 2 * found["comparisons"]
+    assert found["truncated_completions"] == found["comparisons"]  # each of the second kind
+
+
 @pytest.mark.skipif(not HH.exists(), reason="the HH file is not part of the project")
 def test_human_choices_become_a_bundle_that_serves(tmp_path: Path) -> None:
     sizes = ["model.scratch.layers=1", "model.scratch.hidden_size=16", "model.scratch.epochs=0"]

@@ -180,13 +180,14 @@ def _data(report: Report) -> Iterator[str]:
     if not checks:
         return
     for name, text in (
-        ("contradictory", "choices contradict another choice of the same two responses"),
-        ("identical", "comparisons have two identical sides"),
+        ("contradictory", "training choices contradict another choice of the same two responses"),
+        ("identical", "training comparisons have two identical sides"),
     ):
         if checks[name]:
             yield f"{checks[name]:,} of {checks['comparisons']:,} {text}."
     if cut := report["data"].get("truncated_completions"):
-        yield f"The token limits cut {cut:,} of {checks['completions']:,} training completions."
+        whole = report["data"]["completions"]
+        yield f"The token limits cut {cut:,} of the {whole:,} completions that were trained on."
     void = report["data"].get("issues", {}).get("identical_when_cut")
     if void:
         yield f"They make {void['count']:,} comparisons void: both sides become the same."
