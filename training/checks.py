@@ -6,6 +6,7 @@ Nothing is changed here: the report says what was found, and on which lines.
 from collections import Counter
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def counts(records: Sequence[Record], groups: Sequence[Group]) -> dict[str, Any]
 
 
 def duplicates(groups: Sequence[Group]) -> dict[str, Any]:
-    """Repeated comparisons, near-duplicate prompts, responses that serve several prompts."""
+    """Repeated comparisons, near-duplicate prompts, prompts that begin others, responses that serve
+    several prompts."""
     clusters = near_duplicates([prompt_text(group.prompt) for group in groups], NEAR)
     used = Counter(response for group in groups for response in group.responses)
     completions = sum(used.values())
@@ -78,6 +80,7 @@ def duplicates(groups: Sequence[Group]) -> dict[str, Any]:
         "near_clusters": len(clusters),
         "largest_cluster": max(map(len, clusters), default=0),
         "near_examples": [[groups[i].lines[0] for i in c[:4]] for c in clusters[:EXAMPLES]],
+        "begun_prompts": _begun([g.prompt for g in groups if isinstance(g.prompt, str)]),
         "reused_responses_share": again / completions if completions else 0.0,
     }
 
@@ -168,6 +171,11 @@ def _baseline(groups: Sequence[Group], values: Sequence[np.ndarray]) -> dict[str
 def _quantiles(lengths: list[int]) -> dict[str, float]:
     names = {"min": 0, "median": 50, "p95": 95, "max": 100}
     return {name: float(np.percentile(lengths, q)) for name, q in names.items()}
+
+
+def _begun(prompts: list[str]) -> int:
+    """Prompts that another begins with: in order, that is the next one."""
+    return sum(after.startswith(prompt) for prompt, after in pairwise(sorted(prompts)))
 
 
 def _repeated(group: Group) -> int:

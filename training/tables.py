@@ -47,6 +47,7 @@ def check_rows(checks: dict[str, Any]) -> list[tuple[str, str]]:
             f"{again['near_prompts']:,} in {again['near_clusters']:,} clusters, the largest of "
             f"{again['largest_cluster']} (similarity {again['similarity']} or more)",
         ),
+        ("prompts that begin others", f"{again['begun_prompts']:,}"),
         (
             "responses used under several prompts",
             percent({"value": again["reused_responses_share"], "low": None}),

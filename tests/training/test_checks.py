@@ -15,6 +15,7 @@ from training.checks import check, leakage, truncation
 from training.data import group_records, read_records
 from training.overlap import covered_share, near_duplicates, shingles
 
+ANSWER, OTHER = ({"role": "assistant", "content": text} for text in "ab")
 HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
 
 
@@ -94,6 +95,16 @@ def test_a_group_with_known_faults_is_counted_fault_by_fault(tmp_path: Path) -> 
     assert report["longer_wins"]["value"] == (4 + 7 / 2) / 11
     # by position: 0>1 | 1>2, 1>0, 2>0 | 0>1, 1>2, 2>0 | 0>1, 1>0 | 0>1 (turned round by 0.2)
     assert report["first_wins"]["value"] == pytest.approx(6 / 10)
+
+
+def test_prompts_that_begin_others_are_counted(tmp_path: Path) -> None:
+    """As those that responses with the same first word lengthen (training/formats/trl.py)."""
+    prompts = ["Q? A:", "Q? A: dark", "Q? A: dark night", "Q", "other"]
+    records = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in prompts]
+    turns = [
+        {"prompt": [{"role": "user", "content": "Q?"}], "chosen": [ANSWER], "rejected": [OTHER]}
+    ]
+    assert _check(tmp_path, records + turns)["duplicates"]["begun_prompts"] == 3
 
 
 def test_a_format_that_puts_the_chosen_first_has_no_first_wins(tmp_path: Path) -> None:

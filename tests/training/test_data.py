@@ -72,6 +72,37 @@ def test_every_format_gives_the_same_group(tmp_path: Path, record, prompt, respo
     assert group.chosen == (0,) and not issues.lines
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        (
+            "Q: colour of the sky? A: blue",
+            "Q: colour of the sky? A: black",
+            "Q: colour of the sky? A:",
+        ),
+        ("Q: sky?\nA:\nblue", "Q: sky?\nA:\nblack", "Q: sky?\nA:\n"),
+        ("Is it? yes", "Is it? yes, it is", "Is it?"),
+        ("Is it? yes", "Is it? yes", "Is it?"),
+        (
+            "\n\nHuman: sky?\n\nAssistant: It is blue",
+            "\n\nHuman: sky?\n\nAssistant: It is black",
+            "\n\nHuman: sky?\n\nAssistant:",
+        ),
+    ],
+)
+def test_an_implicit_prompt_ends_where_no_letter_of_a_response_moves_it(
+    tmp_path: Path, chosen: str, rejected: str, prompt: str
+) -> None:
+    (group,), _ = read_groups(_write(tmp_path, {"chosen": chosen, "rejected": rejected}), "trl")
+    assert group.prompt == prompt
+    assert {prompt + response for response in group.responses} == {chosen, rejected}
+
+
+def test_sides_that_share_no_word_share_no_prompt(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not belong to the same prompt"):
+        read_groups(_write(tmp_path, {"chosen": "abc", "rejected": "abd"}))
+
+
 def test_gzip_reads_alike(tmp_path: Path) -> None:
     record = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     packed = tmp_path / "data.jsonl.gz"

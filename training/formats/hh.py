@@ -10,6 +10,7 @@ from service.errors import DataError
 from service.text import Message
 from training.formats.record import Columns, Record, columns
 
+ANSWER = "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 

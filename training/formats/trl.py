@@ -4,6 +4,11 @@
     {"chosen": "...", "rejected": "..."}                                        implicit
     the same with lists of {"role", "content"} instead of strings               conversational
 Optional: "margin", a target margin. https://huggingface.co/docs/trl/dataset_formats
+
+The implicit prompt of two strings is what both begin with, back to where a word ends or, in a
+transcript, to the last turn's marker; TRL's extract_prompt cuts inside a word. Whole words that
+both responses begin with still go to the prompt, so one prompt may come out as several and lie on
+both sides of a split: where that can be, give the prompt. `check` counts prompts that begin others.
 """
 
 import os
@@ -11,6 +16,7 @@ from typing import Any
 
 from service.errors import DataError
 from service.text import Message
+from training.formats import hh
 from training.formats.record import Columns, Record, columns
 
 Side = str | list[Message]
@@ -40,12 +46,17 @@ def read(content: dict[str, Any]) -> Record:
 
 
 def _strings(prompt: Any, chosen: Any, rejected: Any) -> tuple[str | None, tuple[str, str]]:
-    if prompt is None:  # the common beginning, as TRL's extract_prompt; a space stays in front
-        prompt = os.path.commonprefix([chosen, rejected])
-        if chosen != rejected and prompt.endswith(" "):
-            prompt = prompt[:-1]
+    if prompt is None:
+        prompt = _ended(os.path.commonprefix([chosen, rejected]))
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     return prompt or None, (chosen, rejected)
+
+
+def _ended(common: str) -> str:
+    """The prompt in a common beginning; a space, as tokenizers take it, goes to the responses."""
+    if hh.is_transcript(common) and hh.ANSWER in common:
+        return common[: common.rindex(hh.ANSWER) + len(hh.ANSWER)]
+    return common[: max(common.rfind(" "), common.rfind("\n") + 1)]
 
 
 def _conversations(
