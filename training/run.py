@@ -137,6 +137,7 @@ def as_records(group: Group) -> Iterator[dict[str, object]]:
             "prompt": plain(group.prompt),
             "responses": group.responses,
             "comparisons": [[c.winner, c.loser, c.target, c.target_margin] for c in comparisons],
+            "ordered": False,
         }
         if subset:
             record["subset"] = subset

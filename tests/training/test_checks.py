@@ -14,6 +14,7 @@ from tests.conftest import SHARED
 from training.checks import check, leakage, truncation
 from training.data import group_records, read_records
 from training.overlap import covered_share, near_duplicates, shingles
+from training.run import as_record
 
 ANSWER, OTHER = ({"role": "assistant", "content": text} for text in "ab")
 HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
@@ -111,6 +112,16 @@ def test_a_format_that_puts_the_chosen_first_has_no_first_wins(tmp_path: Path) -
     report = _check(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 3)
     assert report["first_wins"] is None
     assert report["duplicates"]["comparisons"] == 2
+
+
+def test_held_out_groups_do_not_tell_who_stood_first(tmp_path: Path) -> None:
+    """They are kept with the preferred response first."""
+    file = tmp_path / "data.jsonl"
+    record = {"prompt": "p", "responses": ["a", "b"], "comparisons": [[1, 0]]}
+    file.write_text(json.dumps(record))
+    (group,), _ = group_records(read_records(file), str(file))
+    assert _check(tmp_path, [record])["first_wins"]["value"] == 0.0
+    assert _check(tmp_path, [as_record(group)])["first_wins"] is None
 
 
 def test_a_position_bias_is_found_and_its_absence_too(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 {"prompt": "..." or [{"role", "content"}, ...], "responses": ["...", ...],
  "comparisons": [[winner, loser], [winner, loser, target], [winner, loser, target, margin], ...]}
  or "ranking": [best, ..., worst]              (indices into responses)
- optional: "subset": "...", "true_rewards": [...]
+ optional: "subset": "...", "true_rewards": [...],
+           "ordered": false where the responses do not stand as they were shown}
 """
 
 from itertools import combinations
@@ -22,6 +23,7 @@ class KWise(Columns):
     comparisons: list[Annotated[list[int | float], Len(2, 4)]] | None = None
     ranking: list[int] | None = None
     true_rewards: list[float] | None = None
+    ordered: bool = True
 
 
 def read(content: dict[str, Any]) -> Record:
@@ -37,7 +39,7 @@ def read(content: dict[str, Any]) -> Record:
         comparisons=_choices(record, k),
         subset=record.subset,
         true_rewards=None if rewards is None else tuple(rewards),
-        ordered=True,
+        ordered=record.ordered,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from service.errors import DataError
 
 HUB = "hub:"
-JSON_CELLS = {"margin", "responses", "comparisons", "ranking", "true_rewards"}
+JSON_CELLS = {"margin", "responses", "comparisons", "ranking", "true_rewards", "ordered"}
 "columns of a CSV file that hold JSON; the others hold text as it stands"
 LONGEST_CELL = 2**31 - 1
 
