@@ -38,7 +38,7 @@ from training.batches import schedule
 from training.config import Scratch, Text
 from training.data import Group, read_groups
 from training.demo.data import write
-from training.fit import encode_groups
+from training.encoding import encode_groups
 from training.rules import text_rules
 from training.scratch import make_base
 

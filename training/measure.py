@@ -40,7 +40,7 @@ def score_bundle(bundle: Path, groups: Sequence[Group]) -> list[np.ndarray]:
 def score_run(run: Run, groups: Sequence[Group]) -> list[np.ndarray]:
     """Through torch."""
     from training.checkpoint import read
-    from training.fit import encode_groups
+    from training.encoding import encode_groups
     from training.predict import predict_groups
 
     model = read(run.model)

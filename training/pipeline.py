@@ -25,8 +25,9 @@ from training.data import (
     reference_completions,
     split_by_prompt,
 )
+from training.encoding import encode_groups
 from training.evaluate import evaluate
-from training.fit import encode_groups, fit
+from training.fit import fit
 from training.formats.record import Record
 from training.formats.source import sha256
 from training.issues import Issues

@@ -14,7 +14,7 @@ from tests.conftest import SHARED
 from training.checks import check, leakage, truncation
 from training.data import group_records, read_records
 from training.overlap import covered_share, near_duplicates, shingles
-from training.run import as_record
+from training.run import as_records
 
 ANSWER, OTHER = ({"role": "assistant", "content": text} for text in "ab")
 HH = SHARED / "data" / "hh-harmless-base-test.jsonl.gz"
@@ -121,7 +121,7 @@ def test_held_out_groups_do_not_tell_who_stood_first(tmp_path: Path) -> None:
     file.write_text(json.dumps(record))
     (group,), _ = group_records(read_records(file), str(file))
     assert _check(tmp_path, [record])["first_wins"]["value"] == 0.0
-    assert _check(tmp_path, [as_record(group)])["first_wins"] is None
+    assert _check(tmp_path, [*as_records(group)])["first_wins"] is None
 
 
 def test_a_position_bias_is_found_and_its_absence_too(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from training import batches, loss
 from training.batches import EncodedGroup, collate
 from training.config import Loss, read_config
 from training.data import Comparison
-from training.fit import check_likelihood
+from training.encoding import check_likelihood
 from training.gradient import batch_loss
 from training.loss import (
     bradley_terry,
