@@ -53,13 +53,14 @@ def next_batch(
     if not window:
         return None
     packed = [request.packed[i] for request, i in window]
+    request, seed = window[0]
+    cached_tokens = engine.cached_tokens(request.rows[seed])
 
     def cached(row: int) -> int:
         request, i = window[row]
-        return engine.cached_tokens(request.rows[i])
+        return engine.cached_tokens(request.rows[i]) if row else cached_tokens
 
     planned = budget.plan(packed, 0, cached)
-    cached_tokens = cached(0)
     chosen = [window[i] for i in planned.rows]
     kept = cached_tokens < planned.prefix_tokens <= engine.kept_tokens
     return Batch(

@@ -82,8 +82,9 @@ def as_pair(text: str, prompt: str, label: Label | None, field: str) -> Pair:
     """
     messages = label.messages() if label else ()
     if not prompt:
-        before, response = _divided(text, field)
-        return Pair(messages or before, response)
+        markers, turns = _answered(text, field)
+        before = messages or _messages(markers, turns[:-1], field)
+        return Pair(before, markers.without_ending(turns[-1][1]))
     begin = prompt_in(text, prompt)
     if not begin:
         raise InvalidRequest(
@@ -92,12 +93,15 @@ def as_pair(text: str, prompt: str, label: Label | None, field: str) -> Pair:
             field=field,
         )
     markers, turns = _turns(begin)
-    response = _opened(markers, turns) + markers.without_ending(text[len(begin) :])
+    written = text[len(begin) :]
+    if markers.opens(written):
+        raise _unreadable(field, "another turn begins where its prompt ends")
+    response = _opened(markers, turns) + markers.without_ending(written)
     return Pair(messages or _before(begin, markers, turns, field), response)
 
 
-def _divided(text: str, field: str) -> tuple[tuple[Message, ...], str]:
-    """Messages and response of a text whose prompt is not known: the last turn is the response."""
+def _answered(text: str, field: str) -> tuple[Markers, list[Written]]:
+    """Turns of a text whose prompt is not known: the last one is the response."""
     markers, turns = _turns(text)
     if not turns or turns[-1][0] != "assistant":
         why = None if turns else _foreign(text)
@@ -108,7 +112,7 @@ def _divided(text: str, field: str) -> tuple[tuple[Message, ...], str]:
             "two turns of the assistant follow each other, and only the prompt, where the endpoint "
             "takes one, would tell which of them the response begins with",
         )
-    return _messages(markers, turns[:-1], field), markers.without_ending(turns[-1][1])
+    return markers, turns
 
 
 def _before(
@@ -120,7 +124,7 @@ def _before(
             raise _unreadable(field, why)
         return (Message(role="user", content=NO_TEXT.sub("", prompt, count=1)),)
     role, written = turns[-1]
-    if role == "assistant" and markers.ending in written:
+    if role == "assistant" and _finished(markers, written):
         raise _unreadable(field, "its prompt ends with a finished turn of the assistant")
     return _messages(markers, turns[:-1] if role == "assistant" else turns, field)
 
@@ -157,7 +161,12 @@ def _turns(text: str) -> tuple[Markers, list[Written]]:
 def _opened(markers: Markers, turns: Sequence[Written]) -> str:
     """What is written already of the turn that the policy goes on with."""
     role, written = turns[-1] if turns else ("", "")
-    return written if role == "assistant" and markers.ending not in written else ""
+    return written if role == "assistant" and not _finished(markers, written) else ""
+
+
+def _finished(markers: Markers, written: str) -> bool:
+    _, ending, rest = written.rpartition(markers.ending)
+    return bool(ending) and NO_TEXT.fullmatch(rest) is not None
 
 
 def _messages(markers: Markers, turns: Sequence[Written], field: str) -> tuple[Message, ...]:
@@ -183,8 +192,8 @@ def _message(markers: Markers, role: str, written: str, field: str) -> Message:
 
 def _unreadable(field: str, why: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{field}: template=chat cannot read the conversation: {why}; where the endpoint takes a "
-        "label, send the messages before the response as JSON in it, or score the text as it is "
-        "with template=raw",
+        f"{field}: template=chat cannot read the conversation: {why}; where the endpoint takes "
+        "them, send the prompt, and the messages before the response as JSON in the label, or "
+        "score the text as it is with template=raw",
         field=field,
     )

@@ -105,6 +105,7 @@ def build_http(
         title="reward-service",
         description="Normalised scalar rewards for (prompt, response) pairs.",
         version=scorer.bundle.manifest.provenance.service_version,
+        redirect_slashes=False,  # what is no path of the service is answered so
     )
     _add_score(api, scorer, config)
     add_trainer_routes(api, scorer, config, ERRORS)

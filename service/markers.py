@@ -30,24 +30,41 @@ class Markers:
     preamble: re.Pattern[str] = _NEVER
     "what the template itself puts before a system message, or writes without one"
 
+    def opens(self, text: str) -> bool:
+        """Whether the text begins with a turn."""
+        return self.opening.match(text.lstrip()) is not None
+
     def without_ending(self, text: str) -> str:
         """`text` up to the first of the family's endings that no text comes after.
 
         A turn is over there, so whatever tokens follow are padding. Runs of them are matched once
-        and never given back: the time is linear in the text's length.
+        and never given back: the time is linear in the text's length. A </s> that closes a <s> of
+        the text's own, HTML's strikethrough, is no ending.
         """
         for end in self._end.finditer(text):
             if end.end() == len(text):
-                return text[: end.start()]
+                return text[: end.start()] + self._closing(text, end)
         return text
+
+    def _closing(self, text: str, end: re.Match[str]) -> str:
+        """What of a text's last run of endings is its own."""
+        before = text[: end.start()]
+        if end[1] != "</s>" or before.count("<s>") <= before.count("</s>"):
+            return ""
+        return end[1] if self._end.search(text, end.end(1)) else end[0]
 
     @cached_property
     def _end(self) -> re.Pattern[str]:
         own = "|".join(map(re.escape, (self.ending, *self.stops)))
-        return re.compile(f"(?:{own}){NO_TEXT.pattern}")
+        return re.compile(f"({own}){NO_TEXT.pattern}")
 
 
-CHATML = Markers(re.compile(r"<\|im_start\|>(\w+)\n"), "<|im_end|>", stops=("<|endoftext|>",))
+CHATML = Markers(
+    re.compile(r"<\|im_start\|>(\w+)\n"),
+    "<|im_end|>",
+    # the last three where a policy has these turns over Mistral's or Llama's tokenizer
+    stops=("<|endoftext|>", "</s>", "<|eot_id|>", "<|end_of_text|>"),
+)
 LLAMA_3 = Markers(
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"),
     "<|eot_id|>",
@@ -73,6 +90,8 @@ UNKNOWN = Markers(
         "<|end|>",  # Phi 3
         "<|return|>",  # gpt-oss
         "<|eot|>",  # Llama 4
+        "<|eos|>",  # Hunyuan
+        "<|end_of_turn|>",  # OpenChat
         "<|user|>",  # GLM stops at the next turn's beginning
         "<|observation|>",
         "<|END_OF_TURN_TOKEN|>",  # Command R

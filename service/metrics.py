@@ -133,10 +133,15 @@ class Recorder:
         if not self.listening:
             return
         counts = self.rewarded[bundle]
+        positive = negative = 0.0
         for reward in rewards:
             counts[bisect_left(REWARD_BOUNDARIES, reward)] += 1
-            self.added[REWARD_POSITIVE, (bundle,)] += max(reward, 0)
-            self.added[REWARD_NEGATIVE, (bundle,)] += max(-reward, 0)
+            if reward > 0:
+                positive += reward
+            else:
+                negative -= reward
+        self.added[REWARD_POSITIVE, (bundle,)] += positive
+        self.added[REWARD_NEGATIVE, (bundle,)] += negative
 
     def drain(self) -> "Recorder":
         """Hand over what was recorded and begin anew; gauges stay watched."""

@@ -95,7 +95,7 @@ class PaddedBudget:
             answered += lengths[row]
             columns[self._columns(lengths[row])] += 1
             size = longest * len(batch)
-            computed = self._computed(columns)
+            computed = self.buckets.padded_tokens(columns) if self.buckets else size
             padded = size - answered > self.padding * size
             if len(batch) > 1 and (computed > self.tokens or padded):
                 break
@@ -106,12 +106,6 @@ class PaddedBudget:
 
     def _columns(self, tokens: int) -> int:
         return self.buckets.columns(tokens) if self.buckets else tokens
-
-    def _computed(self, columns: Counter[int]) -> int:
-        """Tokens that the engine computes for so many rows of each number of columns."""
-        if self.buckets:
-            return self.buckets.padded_tokens(columns)
-        return max(columns) * columns.total()
 
 
 def _nearest(lengths: Sequence[int], seed: int) -> Iterator[int]:

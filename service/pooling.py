@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag
 
@@ -41,6 +41,7 @@ InputField = Annotated[
 class Pooling(Wire):
     """What vLLM's and SGLang's pooling endpoints have in common."""
 
+    name: ClassVar[str] = "input"
     input: InputField
     "one text or several, rendered; or token ids, scored as they are"
     model: str = ""

@@ -85,6 +85,10 @@ PairField = Annotated[
     Discriminator(_pair_form),
 ]
 
+FORMS = ("<text>", "<messages>", "<pair>", "<text pair>", "<token ids>")
+TAGS = frozenset((*FORMS, "<texts>", "<lists of token ids>"))
+"of unions' forms, here and in pooling.py: no names that a caller sent"
+
 Milliseconds = Annotated[
     float,
     Field(strict=True, gt=0, le=2**53 - 1, multiple_of=1, json_schema_extra={"type": "integer"}),
@@ -170,7 +174,7 @@ def invalid(error: ValidationError) -> InvalidRequest:
     for part in first["loc"]:
         if isinstance(part, int):
             field += f"[{part}]"
-        elif not part.startswith("<"):  # the tag of a union's form
+        elif part not in TAGS:
             field += f".{part}" if field else part
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field or 'body'}: {message}", field=field or "body")

@@ -81,8 +81,10 @@ def _endpoint(
         options = Options.parse(request.state.options)
         asked = _parse(shape, await request.body())
         pairs = asked.asked(options.template)
-        check_count(len(pairs), config.max_pairs, "body")
-        scores = await scorer.score(pairs, "prompt", config.deadline_s, patient=True)
+        check_count(len(pairs), config.max_pairs, asked.name)
+        scores = await scorer.score(
+            pairs, "prompt", config.deadline_s, patient=True, name=asked.name
+        )
         entry = request.state.entry
         entry.scores = scores
         rewards = [

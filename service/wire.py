@@ -5,7 +5,7 @@ and that change no reward are ignored, so that its next version may add one.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -33,6 +33,9 @@ class Answer:
 class Shape(Protocol):
     """A request of one trainer."""
 
+    name: ClassVar[str]
+    "what the trainer calls what is scored, for errors"
+
     def asked(self, template: Template) -> list[Asked]: ...
     def answer(self, answer: Answer) -> Any: ...
 
@@ -44,6 +47,7 @@ class Wire(BaseModel):
 class GetReward(Wire):
     """OpenRLHF, `--reward.remote_url`."""
 
+    name: ClassVar[str] = "query"
     query: list[str]
     "prompt and response, rendered by the policy's chat template"
     prompts: list[str] = []
@@ -99,6 +103,7 @@ class GetRewardAnswer(Wire):
 class Slime(Wire):
     """slime, `--rm-type remote_rm --rm-url`."""
 
+    name: ClassVar[str] = "prompt"
     prompt: PromptField
     response: str
     label: Any = None
@@ -116,6 +121,7 @@ class Slime(Wire):
 class ScoreEvaluation(Wire):
     """LLaMA-Factory, `reward_model_type: api`."""
 
+    name: ClassVar[str] = "messages"
     messages: list[str]
     "prompt and response, rendered"
     model: str = ""
@@ -142,6 +148,7 @@ class ScoreEvaluationAnswer(Wire):
 class AlignAnything(Wire):
     """align-anything, RemoteRewardModel."""
 
+    name: ClassVar[str] = "responses"
     prompts: list[str]
     responses: list[str]
 

@@ -108,8 +108,17 @@ def _config(path: Path) -> PretrainedConfig:
                 f"{path}: its config.json asks for code of its own (auto_map), which is never run"
             )
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, StrictDataclassError) as error:
-        raise TrainingError(f"{file}: {error}") from error
+    # whatever transformers makes of values of other types: TypeError, ZeroDivisionError
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        StrictDataclassError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        raise TrainingError(f"{file}: {error!r}") from error
 
 
 def _kind(config: PretrainedConfig, path: Path) -> Literal["causal", "bidirectional"]:

@@ -6,7 +6,15 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import TrainingError
 from training.issues import Action, IssueKind
@@ -89,10 +97,15 @@ class Data(Section):
     issues: Issues = Issues()
 
 
+def _day(value: object) -> object:
+    """YYYY-MM-DD as text; pydantic alone would take a number for seconds since 1970."""
+    return date.fromisoformat(value) if isinstance(value, str) else value
+
+
 class Text(Section):
     max_prompt_tokens: Positive = 512
     max_response_tokens: Positive = 512
-    template_date: date = date(2026, 1, 1)
+    template_date: Annotated[date, BeforeValidator(_day), Strict()] = date(2026, 1, 1)
     ending: Literal["auto", "eos", "none"] = "auto"
     "auto: end-of-sequence after the response where the model has no chat template"
     template: Path | None = None

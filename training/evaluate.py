@@ -79,7 +79,7 @@ def _summary(
     """What needs no resampling.
 
     choices: the comparisons that accuracy is over, which are not ties.
-    loss: of the choices in the Bradley-Terry model, per prompt the mean over its comparisons, then
+    loss: in the Bradley-Terry model, ties included, per prompt the mean over its comparisons, then
     over prompts. The margins of the data, smoothing and other likelihoods are means of training and
     not in it, so that runs compare, and ln 2 is guessing; the trained loss is in the run's log.
     collapsed: within each prompt the rewards are all but equal.

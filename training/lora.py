@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from service.errors import TrainingError
@@ -69,5 +70,14 @@ def write(model: AnyRewardModel, path: Path) -> None:
 
 
 def restore(model: AnyRewardModel, path: Path) -> None:
-    """Put it back; what is frozen is still the base model's."""
-    model.load_state_dict(load_file(path / ADAPTERS), strict=False)
+    """Put it back; what is frozen is still the base model's. Raises TrainingError."""
+    try:
+        kept = load_file(path / ADAPTERS)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path / ADAPTERS}: {error}; without it the run cannot go on: name another `out`"
+        ) from error
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if kept.keys() != trained:
+        raise TrainingError(f"{path / ADAPTERS}: it is not of this model, or of other adapters")
+    model.load_state_dict(kept, strict=False)

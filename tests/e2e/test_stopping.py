@@ -200,8 +200,9 @@ def test_replicas_that_are_killed_under_load_lose_nothing(
 
 
 def test_a_pods_pre_stop_loses_nothing(bundle: Bundle, expected) -> None:
-    """The manifest's command, but for its sleep, on a cluster of two workers: the node's replica
-    answers what it has and goes, and so does the node."""
+    """What the manifest's command does, on a cluster of two workers whose requests come through
+    the head: the node's replica answers what it has and goes, and so does the node. In a pod Ray
+    finds the node by itself; here it is named, since both are on one machine."""
     worker = next(as_written(BASE).pods("worker")).container
     drain = worker["lifecycle"]["preStop"]["exec"]["command"][-1].partition(";")[0]
     command = [sys.executable, "-m", "tests.e2e.two_workers", str(bundle.path)]

@@ -171,7 +171,7 @@ OWN_TEXT = {
     CHATML: ["It costs <s>10</s>", "Use the macro <|x|>", "<pad>", "Gemma: <end_of_turn> <eos>"],
     LLAMA: ["It costs <s>10</s>", "Use the macro <|x|>", "Qwen writes <|im_end|>"],
     GEMMA: ["It costs <s>10</s>", "Use the macro <|x|>", "Qwen writes <|im_end|>"],
-    "Hi": ["It costs <s>10</s> now", "Use the macro <|x|>", "Begin with <s>"],
+    "Hi": ["It costs <s>10</s> now", "Use the macro <|x|>", "Begin with <bos>"],
 }
 
 
@@ -215,3 +215,34 @@ def test_turns_of_the_assistant_with_a_tool_between_are_read() -> None:
 def test_a_prompt_that_the_assistant_has_finished_is_refused() -> None:
     prompt = f"{CHATML}12.<|im_end|>\n"
     assert "finished turn" in refused(prompt + "13.", prompt).message
+
+
+@pytest.mark.parametrize("label", [None, [{"role": "user", "content": "Hi"}]])
+@pytest.mark.parametrize(
+    "prompt",
+    [CHATML.removesuffix("<|im_start|>assistant\n"), CHATML + "13.<|im_end|>\n"],
+    ids=["user", "assistant"],
+)
+def test_a_response_that_begins_with_a_turn_is_refused(prompt: str, label: Any) -> None:
+    """The prompt has no turn of the assistant open, whatever the label says of the messages."""
+    text = prompt + "<|im_start|>assistant\n12.<|im_end|>"
+    assert "another turn begins" in refused(text, prompt, label).message
+
+
+def test_an_open_turn_may_speak_of_its_own_ending() -> None:
+    prompt = CHATML + "It ends with <|im_end|> in "
+    assert read(prompt + "ChatML.<|im_end|>", prompt) == Pair(
+        (QUESTION,), "It ends with <|im_end|> in ChatML."
+    )
+
+
+@pytest.mark.parametrize("end", ["</s>", "<|eot_id|>", "<|end_of_text|>\n"])
+def test_chatml_over_another_familys_tokenizer_loses_its_ending(end: str) -> None:
+    assert read(CHATML + "12." + end, CHATML).response == "12."
+
+
+def test_messages_of_a_label_are_the_conversation_where_earlier_turns_cannot_be_read() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    text = CHATML.replace("user\n", "critic\n") + "12.<|im_end|>"
+    assert "critic" in refused(text).message
+    assert read(text, label=messages) == Pair((Message(role="user", content="Hi"),), "12.")

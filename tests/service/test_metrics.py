@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ray.util.metrics import Metric
 
 from service import metrics
 from service.exporter import Exporter, fetch, merge
@@ -50,14 +51,25 @@ async def _published(recorder: Recorder) -> None:
     Exporter(recorder).publish()
 
 
-def test_ray_takes_what_a_recorder_hands_over() -> None:
+def test_ray_takes_what_a_recorder_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of 0, too, which its counters refuse in `inc`."""
+    taken: list[tuple[str, float]] = []
+    record = Metric._record
+
+    def watched(metric, value, tags=None) -> None:
+        record(metric, value, tags)
+        taken.append((metric.info["name"], value))
+
+    monkeypatch.setattr(Metric, "_record", watched)
     recorder = Recorder()
     recorder.rewards("b", [2.5])  # and so buckets that hold 0 rewards
     recorder.add(metrics.PADDING, 0)
     recorder.watch(metrics.QUEUE_ROWS, lambda: 0)
     recorder.observe(metrics.ENGINE, 0.5)
     asyncio.run(_published(recorder))
-    assert not recorder.added
+    assert ("reward_padding_tokens", 0) in taken and ("reward_queue_rows", 0) in taken
+    buckets = [value for name, value in taken if name == "reward_distribution_bucket"]
+    assert sorted(buckets) == [0] * (len(LE) - 4) + [1] * 4  # 2.5 is in those of 3, 4, 6, +Inf
 
 
 def test_draining_hands_over_once_and_gauges_stay_watched() -> None:

@@ -346,16 +346,16 @@ MALFORMED = {
         ({"query": ["a"], "prompts": ["a", "b"]}, "body"),
         ({"query": ["a", 1]}, "query[1]"),
         ({}, "query"),
-        ({"query": [""]}, "pairs[0]"),
+        ({"query": [""]}, "query[0]"),
     ],
-    "/slime": [({"prompt": "a"}, "response"), ({"prompt": [], "response": ""}, "pairs[0]")],
-    "/v1/score/evaluation": [({"messages": "a"}, "messages")],
+    "/slime": [({"prompt": "a"}, "response"), ({"prompt": [], "response": ""}, "prompt[0]")],
+    "/v1/score/evaluation": [({"messages": "a"}, "messages"), ({"messages": [""]}, "messages[0]")],
     "/align_anything": [({"prompts": ["a"], "responses": []}, "body")],
     "/classify": [
         ({"input": "a", "use_activation": True}, "use_activation"),
-        ({"input": [[1], []]}, "pairs[1].input_ids"),
+        ({"input": [[1], []]}, "input[1].input_ids"),
     ],
-    "/v1/embeddings": [({"input": [[10**6]]}, "pairs[0].input_ids")],
+    "/v1/embeddings": [({"input": [[10**6]]}, "input[0].input_ids")],
 }
 
 

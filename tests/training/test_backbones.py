@@ -19,7 +19,8 @@ from training.data import read_groups
 from training.demo.data import write
 from training.export import export
 from training.fit import last_whole_checkpoint
-from training.lora import attach, merge
+from training.lora import attach, merge, restore
+from training.lora import write as write_adapters
 from training.measure import evaluate_run
 from training.pipeline import train
 from training.predict import predict
@@ -157,6 +158,20 @@ def test_a_checkpoint_with_adapters_opens_and_a_run_goes_on_from_it(
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
+def test_adapters_that_are_not_there_or_of_another_model_are_not_gone_on_from(
+    base, tmp_path: Path
+) -> None:
+    model = begin(base("llama"))
+    attach(model, Lora(rank=4))
+    with pytest.raises(TrainingError, match=r"adapters\.safetensors: .*name another `out`"):
+        restore(model, tmp_path)
+    other = begin(base("llama"))
+    attach(other, Lora(rank=4, target_modules=["q_proj"]))
+    write_adapters(other, tmp_path)
+    with pytest.raises(TrainingError, match=r"adapters\.safetensors: it is not of this model"):
+        restore(model, tmp_path)
+
+
 def test_nothing_random_is_left_in_training(base) -> None:
     for family in FAMILIES:
         model = begin(base(family)).train()
@@ -198,7 +213,17 @@ def test_adapters_for_layers_that_the_model_lacks_are_refused(target: str | list
         attach(begin(base("llama")), Lora(target_modules=target))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama", "hidden_size": "wide"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"model_type": "llama", "hidden_size": "wide"}',
+        '{"model_type": "llama", "num_attention_heads": 0}',
+    ],
+)
 def test_a_config_json_that_is_none_is_refused(content: str, base) -> None:
     path = base("llama")
     (path / "config.json").write_text(content)

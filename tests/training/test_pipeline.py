@@ -85,8 +85,9 @@ def test_limits_beyond_the_model_s_positions_are_refused(run: Run, tmp_path: Pat
         (["seed"], "not key=value"),
         (['model.path="a"'], "model: .*give either model.path or"),
         (["data.issues.different_prompts=keep"], "different_prompts: Input should be"),
-        (["text.template_date=today"], "text.template_date: Input should be a valid date"),
-        (["text.template_date=2026-99-99"], "text.template_date: Input should be a valid date"),
+        (["text.template_date=today"], "text.template_date: Value error, Invalid isoformat"),
+        (["text.template_date=2026-99-99"], "text.template_date: Value error, month must be in"),
+        (["text.template_date=86400"], "text.template_date: Input should be a valid date"),
         (["model.scratch.kv_heads=3"], "model.scratch: .*kv_heads is 3, which does not divide hea"),
         (
             ["model.scratch.heads=5", "model.scratch.kv_heads=5", "model.scratch.hidden_size=25"],

@@ -115,7 +115,7 @@ def _numbers(evaluation: dict[str, Any]) -> Any:
     if clean := evaluation.get("accuracy_without_leaked"):
         yield "… on prompts that did not leak", percent(clean), f"{clean['prompts']:,} prompts"
     yield "Longer-wins baseline", percent(length["longer_wins"]), "no model needed"
-    text = "Bradley-Terry of the choices, whatever was trained; nats, ln 2 = 0.6931 is guessing"
+    text = "Bradley-Terry, whatever was trained; nats per comparison, ln 2 = 0.6931 is guessing"
     yield "Loss", f"{evaluation['loss']:.4f}", text
     yield "Brier score", number(evaluation["brier"]), "0.25 is guessing, 0 is certainty"
     text = f"a calibrated model would show {error['if_calibrated']:.3f}"
