@@ -45,7 +45,8 @@ class Issues:
 
 
 DESCRIPTION: dict[IssueKind, str] = {
-    "different_prompts": "chosen and rejected do not belong to the same prompt",
+    "different_prompts": "chosen and rejected do not belong to the same prompt; "
+    "where they do, give the prompt in a column of its own",
     "identical": "chosen and rejected are identical",
     "contradictory": "the opposite choice stands elsewhere in the data",
     "identical_when_cut": "chosen and rejected become identical under the token limits",

@@ -88,6 +88,20 @@ def test_every_format_gives_the_same_group(tmp_path: Path, record, prompt, respo
             "\n\nHuman: sky?\n\nAssistant: It is black",
             "\n\nHuman: sky?\n\nAssistant:",
         ),
+        *(
+            (prompt + "blue", prompt + other, prompt)
+            for prompt in ("<user>sky?</user><assistant>", "[INST] sky? [/INST]")
+            for other in ("red", "black")
+        ),
+        (
+            "问：天空是什么颜色？答：蓝色",
+            "问：天空是什么颜色？答：黑色",
+            "问：天空是什么颜色？答：",
+        ),
+        ("答：蓝", "答：蓝色", "答："),
+        ("ตอบสี", "ตอบสา", "ตอบ"),  # a vowel sign belongs to its letter
+        ("하늘은? 파란색", "하늘은? 파랑", "하늘은?"),
+        ("sky? cafe\u0301", "sky? cafe", "sky?"),
     ],
 )
 def test_an_implicit_prompt_ends_where_no_letter_of_a_response_moves_it(
@@ -99,8 +113,28 @@ def test_an_implicit_prompt_ends_where_no_letter_of_a_response_moves_it(
 
 
 def test_sides_that_share_no_word_share_no_prompt(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="do not belong to the same prompt"):
+    with pytest.raises(DataError, match=r"same prompt; .* give the prompt in a column of its own"):
         read_groups(_write(tmp_path, {"chosen": "abc", "rejected": "abd"}))
+
+
+@pytest.mark.parametrize("format", ["trl", "hh"])
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (["sky?", "blue"], ["skin?", "blue"]),
+        (["sky?", "blue", "sure?", "yes"], ["sky?", "blue", "really?", "yes"]),
+        (["sky?", "blue", "sure?", "yes"], ["sky?", "black"]),
+    ],
+)
+def test_transcripts_that_differ_before_the_last_answer_share_no_prompt(
+    tmp_path: Path, format: str, chosen: list[str], rejected: list[str]
+) -> None:
+    sides = [
+        "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(turns))
+        for turns in (chosen, rejected)
+    ]
+    with pytest.raises(DataError, match="do not belong to the same prompt"):
+        read_groups(_write(tmp_path, {"chosen": sides[0], "rejected": sides[1]}), format)
 
 
 def test_gzip_reads_alike(tmp_path: Path) -> None:

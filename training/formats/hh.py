@@ -35,6 +35,12 @@ def read(content: dict[str, Any]) -> Record:
     )
 
 
+def before_answer(transcript: str, name: str) -> str:
+    """All up to and with the marker of the last turn, the assistant's."""
+    _turns(transcript, name)
+    return transcript[: transcript.rindex(ANSWER) + len(ANSWER)]
+
+
 def _turns(transcript: str, name: str) -> tuple[Message, ...]:
     """(before, role, text, role, text, ...) is what split gives; `before` must be empty."""
     if not is_transcript(transcript):
