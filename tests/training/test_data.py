@@ -178,6 +178,8 @@ NAN = float("nan")
         ({"prompt": "", "chosen": "b", "rejected": "c"}, "prompt: the conversation is empty"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": [1]}, "margin: "),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{}]}, "tools: no template"),
+        ({"prompt": "a", "responses": ["b"], "tools": "[{}]"}, "tools: no template"),
+        ({"chosen": "\n\nHuman: a", "rejected": "", "tools": [{}]}, "tools: no template"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": NAN}, "margin: .*finite"),
         ({"prompt": "\ud800", "chosen": "b", "rejected": "c"}, "surrogates not allowed"),
         (K2, "column 'comparisons' or 'ranking' is missing"),

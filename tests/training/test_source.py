@@ -88,12 +88,23 @@ def test_a_csv_cell_is_text_unless_its_column_holds_json(tmp_path: Path) -> None
     assert read_groups(tmp_path / "data.csv.gz")[0] == groups
 
 
+def test_a_column_of_another_format_may_hold_any_text_in_csv(tmp_path: Path) -> None:
+    records = [PAIRS[0] | {"ordered": "yes, twice", "ranking": "first", "tools": "[]"}]
+    groups, _ = read_groups(_csv(tmp_path / "data.csv", records))
+    assert groups[0].comparisons[0].target_margin == 0.5
+    more = [records[0] | {"tools": ""}]
+    assert read_groups(_csv(tmp_path / "data.csv", more))[0] == groups
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("prompt,chosen,rejected\nHi,a\n", r"data\.csv:2: not the 3 cells"),
         ("prompt,chosen,rejected\nHi,a,b\nHi,a,b,c\n", r"data\.csv:3: not the 3 cells"),
         ("prompt,chosen,rejected,margin\nHi,a,b,high\n", r"data\.csv:2: margin: "),
+        ("prompt,chosen,rejected,tools\nHi,a,b,search\n", r"data\.csv:2: tools: no template"),
+        ("prompt,responses,ranking\nHi,a,[0]\n", r"data\.csv:2: responses: .* valid list"),
+        ('prompt,responses,ranking,ordered\nHi,"[""a""]",[0],no\n', r"csv:2: ordered: .* boolean"),
         ("prompt,chosen\nHi,a\n", r"data\.csv:2: column 'rejected' is missing"),
         ("prompt,chosen,rejected\n", "no comparisons"),
     ],

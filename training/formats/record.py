@@ -20,6 +20,7 @@ class Columns(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     subset: str | None = None
+    tools: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Record:
 def columns(shape: type[Shape], content: dict[str, Any]) -> Shape:
     """`content` as the columns of a format. Raises DataError naming the first that is wrong."""
     try:
-        return shape.model_validate(content)
+        record = shape.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0])
@@ -58,3 +59,6 @@ def columns(shape: type[Shape], content: dict[str, Any]) -> Shape:
             there = ", ".join(sorted(map(str, content)))
             raise DataError(f"column {where!r} is missing; there are: {there}") from error
         raise DataError(f"{where}: {first['msg']}") from error
+    if record.tools:
+        raise DataError("tools: no template is given tools here; write them into the prompt")
+    return record

@@ -21,8 +21,10 @@ from typing import Any
 from service.errors import DataError
 
 HUB = "hub:"
-JSON_CELLS = {"margin", "responses", "comparisons", "ranking", "true_rewards", "ordered"}
-"columns of a CSV file that hold JSON; the others hold text as it stands"
+JSON_CELLS = {
+    "margin", "responses", "comparisons", "ranking", "true_rewards", "ordered", "tools"
+}  # fmt: skip
+"columns of a CSV file that may hold JSON; the others hold text as it stands"
 LONGEST_CELL = 2**31 - 1
 
 SURROGATE = re.compile(r"\\u[dD]")
@@ -89,20 +91,29 @@ def _json_lines(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                content = _json(line, f"{path}:{number}", number)
+                try:
+                    content = _json(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}:{number}: {error}", field=f"line {number}") from error
                 if not isinstance(content, dict):
                     raise DataError(f"{path}:{number}: not a JSON object", field=f"line {number}")
                 yield number, content
 
 
-def _json(text: str, where: str, number: int) -> Any:
-    try:
-        content = json.loads(text)
-        if SURROGATE.search(text):
-            json.dumps(content, ensure_ascii=False).encode()  # refuses a lone one
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {error}", field=f"line {number}") from error
+def _json(text: str) -> Any:
+    """Raises ValueError or RecursionError."""
+    content = json.loads(text)
+    if SURROGATE.search(text):
+        json.dumps(content, ensure_ascii=False).encode()  # refuses a lone one
     return content
+
+
+def _cell(text: str) -> Any:
+    """JSON, or text as it stands: its format refuses that where it reads the column."""
+    try:
+        return _json(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -112,14 +123,13 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(file, strict=True)
         for cells in reader:
             number = reader.line_num
-            where = f"{path}:{number}"
             if None in cells or None in cells.values():
                 wanted = len(reader.fieldnames or ())
-                raise DataError(f"{where}: not the {wanted} cells of the header")
+                raise DataError(f"{path}:{number}: not the {wanted} cells of the header")
             yield (
                 number,
                 {
-                    name: _json(cell, f"{where}: {name}", number) if name in JSON_CELLS else cell
+                    name: _cell(cell) if name in JSON_CELLS else cell
                     for name, cell in cells.items()
                     if cell != ""
                 },

@@ -38,15 +38,12 @@ class Preference(Columns):
     chosen: Side
     rejected: Side
     margin: float = 0.0
-    tools: Any = None
 
 
 def read(content: dict[str, Any]) -> Record:
     record = columns(Preference, content)
     if record.prompt is not None and not record.prompt:
         raise DataError("prompt: the conversation is empty")
-    if record.tools:
-        raise DataError("tools: no template is given tools here; write them into the prompt")
     sides = record.prompt, record.chosen, record.rejected
     if len({type(side) for side in sides if side is not None}) > 1:
         raise DataError("prompt, chosen and rejected: some are strings, others lists of messages")
