@@ -26,6 +26,7 @@ from service.metrics import Recorder
 from service.pairs import Pair
 from service.scorer import Scorer, score_offline
 from tests.training.families import DECODERS, FAMILIES, tiny
+from training.data import completions_sha256
 from training.demo.data import generate
 from training.export import TOLERANCE
 from training.foreign import export_foreign
@@ -169,6 +170,22 @@ def test_calibration_data_that_is_none_is_named_by_its_line(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=message):
         export_foreign(save("llama"), tmp_path / "bundle", calibrate=data)
+
+
+def test_preferences_with_a_response_column_are_calibrated_on_what_was_chosen(
+    save, tmp_path: Path
+) -> None:
+    shapes = {
+        "pairs": {"chosen": "a", "rejected": "b"},
+        "k-wise": {"responses": ["a", "b"], "ranking": [0, 1]},
+    }
+    sums = set()
+    for name, record in shapes.items():
+        data = tmp_path / "data.jsonl"
+        data.write_text(json.dumps({"prompt": "p", "response": "another"} | record))
+        bundle = export_foreign(save("llama"), tmp_path / name, calibrate=data)
+        sums.add(bundle.manifest.normalization.reference_sha256)
+    assert sums == {completions_sha256([("p", "a")])}
 
 
 def test_the_mean_and_std_of_a_checkpoint_are_honoured(save, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ class Completion(Columns):
 
 
 def is_completion(content: dict[str, Any]) -> bool:
-    return "response" in content
+    return "response" in content and content.keys().isdisjoint({"chosen", "responses"})
 
 
 def read(content: dict[str, Any]) -> tuple[str | tuple[Message, ...], str]:
