@@ -123,7 +123,7 @@ def _completions(file: Path, actions: Mapping[IssueKind, Action]) -> tuple[Compl
     if is_completion(first):
         return read_completions(file), origin
     groups, issues = read_groups(file, actions=actions)
-    if dropped := sum(issues.dropped.values()):
+    if dropped := len({line for kind in issues.dropped for line in issues.lines[kind]}):
         origin += f" without {dropped} odd record{'s' if dropped > 1 else ''}"
     return reference_completions(groups), origin
 

@@ -34,11 +34,12 @@ class Issues:
         return action == "drop"
 
     def report(self) -> dict[str, dict[str, object]]:
+        """`count` and `dropped` are of comparisons; a line may hold several and is named once."""
         return {
             kind: {
                 "count": len(lines),
                 "dropped": self.dropped.get(kind, 0),
-                "lines": lines[:100],
+                "lines": list(dict.fromkeys(lines))[:100],
             }
             for kind, lines in self.lines.items()
         }

@@ -80,10 +80,11 @@ def show_checks(checks: dict[str, Any], title: str, console: Console) -> None:
 def show_issues(issues: dict[str, Any], console: Console) -> None:
     """What reading the data found odd: how often, what became of it, and where."""
     for kind, found in issues.items():
-        lines = ", ".join(map(str, found["lines"][:10])) + (", ..." if found["count"] > 10 else "")
+        lines = found["lines"]
+        named = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
         console.print(
             f"{kind}: {found['count']:,}, {found['dropped']:,} of them left out "
-            f"({'lines' if found['count'] > 1 else 'line'} {lines})"
+            f"({'lines' if len(lines) > 1 else 'line'} {named})"
         )
 
 

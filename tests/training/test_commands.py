@@ -48,6 +48,17 @@ def test_what_is_left_out_is_counted_and_reported(run: Run, odd: Path) -> None:
         assert "identical: 1, 1 of them left out (line 2)" in shown
 
 
+def test_a_line_with_several_odd_comparisons_is_shown_once(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1]},
+        {"prompt": "q", "responses": ["a", "a", "a"], "ranking": [0, 1, 2]},
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = _run("evaluate", run.path, "--data", data).output
+    assert "identical: 3, 0 of them left out (line 2)" in shown
+
+
 @pytest.mark.parametrize(
     "option",
     [

@@ -246,6 +246,12 @@ def test_an_oddity_is_counted_and_dropped_only_where_asked(tmp_path: Path, name:
         assert issues.report()[kind]["dropped"] == 0
 
 
+def test_the_line_of_several_odd_comparisons_is_named_once(tmp_path: Path) -> None:
+    record = {"prompt": "p", "responses": ["a", "a", "a"], "ranking": [0, 1, 2]}
+    _, issues = read_groups(_write(tmp_path, record))
+    assert issues.report() == {"identical": {"count": 3, "dropped": 0, "lines": [1]}}
+
+
 def test_responses_that_the_limits_make_identical_take_their_record_along(tmp_path: Path) -> None:
     file = _write(
         tmp_path,

@@ -188,6 +188,17 @@ def test_preferences_with_a_response_column_are_calibrated_on_what_was_chosen(
     assert sums == {completions_sha256([("p", "a")])}
 
 
+def test_an_odd_record_is_one_however_many_of_its_comparisons_are(save, tmp_path: Path) -> None:
+    odd = {"prompt": "q", "responses": ["a", "a", "a"], "ranking": [0, 1, 2]}
+    good = {"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1]}
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in (odd, good)))
+    bundle = export_foreign(
+        save("llama"), tmp_path / "bundle", calibrate=data, actions={"identical": "drop"}
+    )
+    assert bundle.manifest.normalization.reference.endswith("data.jsonl without 1 odd record")
+
+
 def test_the_mean_and_std_of_a_checkpoint_are_honoured(save, tmp_path: Path) -> None:
     """OpenRLHF's names: the mean is subtracted, the standard deviation kept and not applied."""
     path = save("qwen2", mean=0.75, std=2.5)
