@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -212,15 +213,13 @@ def test_a_pods_pre_stop_loses_nothing(bundle: Bundle, expected) -> None:
         url, address, node = next(ready).split()[2:]
         with Load(url, expected) as load:
             load.until_answered(100)
-            there = _nodes(cluster.pid)
-            subprocess.run(
-                f"{drain} --node-id {node}",
-                shell=True,
-                check=True,
-                env=os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
-            )
+            nodes = _nodes(cluster.pid)
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `ray` is
+            there = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled", "PATH": path}
+            drained = f"{drain} --node-id {node}"
+            subprocess.run(drained, shell=True, check=True, env=os.environ | there)
             deadline = time.monotonic() + 60
-            while _nodes(cluster.pid) == there:
+            while _nodes(cluster.pid) == nodes:
                 assert time.monotonic() < deadline, "the node is still there"
                 time.sleep(0.5)
             load.until_answered(100)
