@@ -218,11 +218,15 @@ def test_a_graph_with_weights_beside_its_variants_data_is_refused(
         Scorer.open(ServiceConfig(bundle=copy))
 
 
-def test_a_graph_is_read_as_onnx_whatever_its_name(bundle: Bundle, copy: Path) -> None:
+def test_a_graph_is_read_as_onnx_whatever_its_name(
+    bundle: Bundle, copy: Path, scorer: Scorer
+) -> None:
     """Where its weights lie is looked up in that format."""
     (copy / "model.ragged.onnx").rename(copy / "model.ort")
     _resign(bundle, copy, ragged="model.ort")
-    Scorer.open(ServiceConfig(bundle=copy)).close()
+    renamed, row = Scorer.open(ServiceConfig(bundle=copy)), [[5, 6, 7, 8]]
+    assert renamed.engine.run(row).tobytes() == scorer.engine.run(row).tobytes()
+    renamed.close()
 
 
 def test_raw_reward_is_reward_plus_mean_in_float32(bundle: Bundle) -> None:

@@ -37,45 +37,32 @@ def scheduler(engine: Watched):
     scheduler.close()
 
 
-def test_a_whole_batch_is_handed_over_while_one_runs_and_less_is_not(scheduler, engine) -> None:
-    async def go() -> list[int]:
-        engine.gate.clear()
-        tasks = [asyncio.create_task(scheduler.score(_rows(1, LENGTH)))]
+async def _handed(scheduler: Scheduler, engine: Watched, requests) -> list[int]:
+    """How many batches the engine has after each request, while it finishes none."""
+    engine.gate.clear()
+    tasks, handed = [], []
+    for rows in requests:
+        tasks.append(asyncio.create_task(scheduler.score(rows)))
         await settled()
-        handed = [len(scheduler._handed)]
-        for seed, count in enumerate((ROWS - 1, 1, ROWS)):
-            rows = _rows(count, LENGTH, seed=seed + 1)
-            tasks.append(asyncio.create_task(scheduler.score(rows)))
-            await settled()
-            handed.append(len(scheduler._handed))
-        engine.gate.set()
-        await asyncio.gather(*tasks)
-        return handed
+        handed.append(len(scheduler._handed))
+    engine.gate.set()
+    await asyncio.gather(*tasks)
+    return handed
 
-    assert asyncio.run(go()) == [1, 1, 2, 2]
+
+def test_a_whole_batch_is_handed_over_while_one_runs_and_less_is_not(scheduler, engine) -> None:
+    requests = [_rows(count, LENGTH, seed) for seed, count in enumerate((1, ROWS - 1, 1, ROWS))]
+    assert asyncio.run(_handed(scheduler, engine, requests)) == [1, 1, 2, 2]
     assert [len(run) for run in engine.runs] == [1, ROWS, ROWS]
     assert scheduler._tokens.used == scheduler._line.tokens == 0 and not scheduler._running
 
 
 def test_rows_that_wait_for_a_prefix_complete_a_whole_batch(scheduler, engine) -> None:
     """They are not in it, and nothing else may arrive that would wake the scheduler for it."""
-
-    async def go() -> list[int]:
-        prompt, *others = _rows(8, LENGTH)
-        tails = _rows(ROWS, LENGTH, seed=1)
-        engine.gate.clear()
-        tasks = [asyncio.create_task(scheduler.score([prompt + tail for tail in tails[:2]]))]
-        await settled()
-        handed = [len(scheduler._handed)]
-        for rows in (others, [prompt + tail for tail in tails[2:]]):
-            tasks.append(asyncio.create_task(scheduler.score(rows)))
-            await settled()
-            handed.append(len(scheduler._handed))
-        engine.gate.set()
-        await asyncio.gather(*tasks)
-        return handed
-
-    assert asyncio.run(go()) == [1, 1, 2]
+    prompt, *others = _rows(8, LENGTH)
+    behind = [prompt + tail for tail in _rows(ROWS, LENGTH, seed=1)]
+    requests = [behind[:2], others, behind[2:]]
+    assert asyncio.run(_handed(scheduler, engine, requests)) == [1, 1, 2]
     assert [len(run) for run in engine.runs][1] == 7
 
 
